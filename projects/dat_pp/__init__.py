@@ -1,0 +1,12 @@
+"""DAT and DAT++ backbones for mmpretrain, mmdet and mmsegmentation.
+
+Importing this package registers the backbone ``DAT`` in mmengine's root registry, which the
+registries of all three libraries fall back to.
+"""
+
+from .checkpoint import convert_published
+from .models import DAT
+from .ops import deformable_attention, neighborhood_attention
+
+__version__ = '0.1.0'
+__all__ = ['DAT', 'convert_published', 'deformable_attention', 'neighborhood_attention']

@@ -1,0 +1,216 @@
+"""Mixer "D": deformable multi-head attention."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...ops import attention, deformable_attention
+from ..layers import LayerNorm2d, PatchConv, merge_heads, resize_table, split_heads
+
+POSITION_BIASES = ('table', 'none', 'dwconv', 'fixed', 'log_cpb')
+COORDINATES = ('dat++', 'dat')
+
+
+class DeformableAttention(nn.Module):
+    """Every position attends to samples of the map at learned positions (DAT, section 3.2).
+
+    A small network predicts offsets of a coarse grid of reference points, one grid per offset
+    group; keys and values are projected from the features sampled there.
+
+    Args:
+        channels: Channels C of the map.
+        num_heads: Attention heads; divides ``channels``.
+        groups: Offset groups; divides ``num_heads``.
+        stride: Stride of the grid of samples.
+        kernel_size: Kernel of the offset network's depthwise convolution.
+        offset_range: Bound f of the offsets in grid steps: below 0 offsets are free and positions
+            are kept in the map, else offsets are bounded by tanh.
+        position_bias: ``'table'`` (deformable relative position bias), ``'none'``, ``'dwconv'``
+            (depthwise convolution of the queries added to the output), ``'fixed'`` (one learned
+            value per query and sample) or ``'log_cpb'`` (network on log-spaced displacements).
+        native_size: Size H0 x W0 of the map at the model's native resolution, for the tables.
+        coordinates: Normalisation of positions: ``'dat++'`` (2023) or ``'dat'`` (2022).
+        use_offset: False pools the map instead of sampling it, and has no position bias.
+        attn_drop: Dropout of the attention weights.
+        drop: Dropout of the output.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        groups: int,
+        stride: int,
+        kernel_size: int,
+        offset_range: float,
+        position_bias: str,
+        native_size: tuple[int, int],
+        coordinates: str = 'dat++',
+        use_offset: bool = True,
+        attn_drop: float = 0.0,
+        drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.groups = groups
+        self.stride = stride
+        self.offset_range = offset_range
+        self.position_bias = position_bias if use_offset else 'none'
+        self.coordinates = coordinates
+        self.use_offset = use_offset
+        self.attn_drop = attn_drop
+
+        group_channels = channels // groups
+        conv = PatchConv if kernel_size == stride else nn.Conv2d
+        padding = 0 if kernel_size == stride else kernel_size // 2
+        self.conv_offset = nn.Sequential()
+        self.conv_offset.add_module(
+            'dwconv',
+            conv(
+                group_channels, group_channels, kernel_size, stride, padding, groups=group_channels
+            ),
+        )
+        self.conv_offset.add_module('norm', LayerNorm2d(group_channels))
+        self.conv_offset.add_module('act', nn.GELU())
+        self.conv_offset.add_module('proj', nn.Conv2d(group_channels, 2, 1, bias=False))
+        if not use_offset:  # kept for the published checkpoints, which have it
+            self.conv_offset.requires_grad_(False)
+
+        self.proj_q = nn.Conv2d(channels, channels, 1)
+        self.proj_k = nn.Conv2d(channels, channels, 1)
+        self.proj_v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.drop = nn.Dropout(drop)
+        self._build_bias(channels, native_size, kernel_size, padding)
+
+    def _build_bias(
+        self, channels: int, native_size: tuple[int, int], kernel_size: int, padding: int
+    ) -> None:
+        height, width = native_size
+        if self.position_bias == 'table':
+            shape = (self.num_heads, 2 * height - 1, 2 * width - 1)
+            self.rpe_table = nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.01))
+        elif self.position_bias == 'fixed':
+            samples = math.prod(
+                max(0, n + 2 * padding - kernel_size) // self.stride + 1 for n in native_size
+            )
+            shape = (self.num_heads, height * width, samples)
+            self.rpe_table = nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.01))
+        elif self.position_bias == 'dwconv':
+            self.rpe_table = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        elif self.position_bias == 'log_cpb':
+            self.rpe_table = nn.Sequential(
+                nn.Linear(2, 32),
+                nn.ReLU(),
+                nn.Linear(32, self.num_heads // self.groups, bias=False),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        q_map = self.proj_q(x)
+        positions = None
+        if self.use_offset:
+            positions = self.sample_positions(q_map)  # (B, g, Hk, Wk, 2)
+            sampled = self.sample(x, positions)
+            positions = positions.flatten(2, 3)
+        else:
+            kernel = min(self.stride, x.shape[2]), min(self.stride, x.shape[3])
+            sampled = F.avg_pool2d(x, kernel)
+        q = split_heads(q_map, self.num_heads)  # (B, heads, H, W, d)
+        k = split_heads(self.proj_k(sampled), self.num_heads).flatten(2, 3)  # (B, heads, N, d)
+        v = split_heads(self.proj_v(sampled), self.num_heads).flatten(2, 3)
+
+        out = merge_heads(self.attend(q, k, v, positions))
+        if self.position_bias == 'dwconv':
+            out = out + self.rpe_table(q_map)
+        return self.drop(self.proj_out(out))
+
+    def sample_positions(self, q_map: Tensor) -> Tensor:
+        """Normalised (y, x) of the samples, (B, g, Hk, Wk, 2), float32 (float64 for float64)."""
+        hidden = self.conv_offset.dwconv(q_map.unflatten(1, (self.groups, -1)).flatten(0, 1))
+        hidden = self.conv_offset.act(self.conv_offset.norm(hidden))
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        # Half precision would move samples by a noticeable part of a pixel.
+        with torch.autocast(q_map.device.type, enabled=False):
+            offset = F.conv2d(hidden.to(dtype), self.conv_offset.proj.weight.to(dtype))
+            offset = offset.unflatten(0, (-1, self.groups)).movedim(2, -1)  # (B, g, Hk, Wk, 2)
+            size = offset.shape[2:4]
+            reference = torch.stack(
+                torch.meshgrid(*(self.reference_points(n, offset) for n in size), indexing='ij'), -1
+            )
+            if self.offset_range < 0:
+                if self.coordinates == 'dat':
+                    return (reference + offset).tanh()
+                return (reference + offset).clamp(-1, 1)
+            if self.offset_range > 0 or self.coordinates == 'dat++':
+                # The published code rounds the step to float32 in float64 models too.
+                step = [1 / self.steps(n) for n in size]
+                step = torch.tensor(step, dtype=torch.float32, device=offset.device)
+                offset = offset.tanh() * step * self.offset_range
+            return reference + offset
+
+    def steps(self, length: int) -> int:
+        """Divisor that normalises an axis: ``length - 1`` (DAT++) or ``length`` (DAT)."""
+        return length if self.coordinates == 'dat' else max(length - 1, 1)
+
+    def reference_points(self, length: int, like: Tensor) -> Tensor:
+        """Normalised pixel centres of an axis, (length,)."""
+        if length == 1:  # the DAT++ formula divides by zero; the one point is the middle
+            return like.new_zeros(1)
+        centres = torch.arange(length, dtype=like.dtype, device=like.device) + 0.5
+        return centres * 2 / self.steps(length) - 1
+
+    def query_positions(self, length: int, like: Tensor) -> Tensor:
+        """Normalised positions of the queries of an axis, (length,)."""
+        if self.coordinates == 'dat':
+            return self.reference_points(length, like)
+        if length == 1:
+            return like.new_zeros(1)
+        return torch.arange(length, dtype=like.dtype, device=like.device) * 2 / (length - 1) - 1
+
+    def sample(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Bilinear samples of the map, (B, C, Hk, Wk), each group at its own positions."""
+        groups = x.unflatten(1, (self.groups, -1)).flatten(0, 1)
+        grid = positions.flip(-1).flatten(0, 1)  # grid_sample wants (x, y)
+        sampled = F.grid_sample(groups.to(grid.dtype), grid, align_corners=True)
+        return sampled.unflatten(0, (-1, self.groups)).flatten(1, 2).to(x.dtype)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor | None) -> Tensor:
+        """Attention of the queries (B, heads, H, W, d) to the samples, with the position bias."""
+        dropout_p = self.attn_drop if self.training else 0.0
+        height, width = q.shape[2:4]
+        if self.position_bias == 'table':
+            query_y = self.query_positions(height, positions)
+            query_x = self.query_positions(width, positions)
+            return deformable_attention(
+                q, k, v, positions, self.rpe_table, query_y, query_x, dropout_p
+            )
+        bias = None
+        if self.position_bias == 'fixed':
+            size = (height * width, k.shape[2])
+            bias = F.interpolate(
+                self.rpe_table[None], size=size, mode='bilinear', align_corners=True
+            )
+        elif self.position_bias == 'log_cpb':
+            bias = self.log_cpb(positions, height, width)
+        return attention(q.flatten(2, 3), k, v, bias, dropout_p).view(q.shape)
+
+    def log_cpb(self, positions: Tensor, height: int, width: int) -> Tensor:
+        """Bias from log-spaced displacements (Swin V2), (B, heads, H * W, N)."""
+        axes = self.query_positions(height, positions), self.query_positions(width, positions)
+        queries = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1).flatten(0, 1)
+        displacement = 4 * (queries[:, None] - positions[:, :, None])  # (B, g, H * W, N, 2)
+        displacement = displacement.sign() * (displacement.abs() + 1).log2() / 3
+        bias = self.rpe_table(displacement.to(self.rpe_table[0].weight.dtype))
+        return bias.movedim(-1, 2).flatten(1, 2)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        """Resize a table of another native resolution, however the weights are loaded."""
+        table = state_dict.get(prefix + 'rpe_table')
+        if self.position_bias == 'table' and table is not None and table.dim() == 3:
+            size = self.rpe_table.shape[1:]
+            if table.shape[1:] != size:
+                state_dict[prefix + 'rpe_table'] = resize_table(table, size)
+        super()._load_from_state_dict(state_dict, prefix, *args)

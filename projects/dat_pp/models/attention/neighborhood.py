@@ -1,0 +1,48 @@
+"""Mixer "N": neighborhood attention with a relative position bias."""
+
+import torch
+from torch import Tensor, nn
+
+from ...ops import neighborhood_attention
+from ..layers import pad_bottom_right
+
+
+class NeighborhoodAttention(nn.Module):
+    """Every position attends to the K x K positions around it (DAT++, section 3.3).
+
+    A map smaller than K is zero-padded before the projection; the padded positions are keys too.
+
+    Args:
+        channels: Channels C of the map.
+        num_heads: Attention heads; divides ``channels``.
+        kernel_size: Odd window size K.
+        attn_drop: Dropout of the attention weights.
+        drop: Dropout of the output.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        kernel_size: int,
+        attn_drop: float = 0.0,
+        drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.kernel_size = kernel_size
+        self.attn_drop = attn_drop
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.drop = nn.Dropout(drop)
+        self.rpb = nn.Parameter(torch.empty(num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1))
+        nn.init.trunc_normal_(self.rpb, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        x = pad_bottom_right(x, self.kernel_size, self.kernel_size)
+        qkv = self.qkv(x.permute(0, 2, 3, 1)).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(3, 0, 4, 1, 2, 5)  # (B, heads, H, W, d) each
+        x = neighborhood_attention(q, k, v, self.rpb, self.attn_drop if self.training else 0.0)
+        x = self.drop(self.proj(x.permute(0, 2, 3, 1, 4).flatten(3)))
+        return x[:, :height, :width].permute(0, 3, 1, 2)

@@ -1,0 +1,45 @@
+"""Mixer "P": spatial-reduction attention of PVT."""
+
+from torch import Tensor, nn
+
+from ...ops import attention
+from ..layers import LayerNorm2d, PatchConv, merge_heads, split_heads
+
+
+class SpatialReductionAttention(nn.Module):
+    """Every position attends to a map reduced ``ratio`` times (PVT, arXiv 2102.12122, section 3.3).
+
+    Args:
+        channels: Channels C of the map.
+        num_heads: Attention heads; divides ``channels``.
+        ratio: Kernel and stride of the reducing convolution; 1 for none.
+        attn_drop: Dropout of the attention weights.
+        drop: Dropout of the output.
+    """
+
+    def __init__(
+        self, channels: int, num_heads: int, ratio: int, attn_drop: float = 0.0, drop: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attn_drop = attn_drop
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.kv = nn.Conv2d(channels, 2 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+        self.drop = nn.Dropout(drop)
+        self.reduction = nn.Identity()
+        if ratio > 1:
+            self.reduction = nn.Sequential()
+            self.reduction.add_module('conv', PatchConv(channels, channels, ratio, ratio))
+            self.reduction.add_module('norm', LayerNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = split_heads(self.q(x), self.num_heads)
+        k, v = (split_heads(t, self.num_heads) for t in self.kv(self.reduction(x)).chunk(2, 1))
+        out = attention(
+            q.flatten(2, 3),
+            k.flatten(2, 3),
+            v.flatten(2, 3),
+            dropout_p=self.attn_drop if self.training else 0.0,
+        )
+        return self.drop(self.proj(merge_heads(out.view(q.shape))))

@@ -1,0 +1,111 @@
+"""Mixers "L" and "S": self-attention in local and in shifted windows."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...ops import attention
+from ..layers import pad_bottom_right, resize_table
+
+
+class WindowAttention(nn.Module):
+    """Self-attention in windows of w x w positions (Swin, arXiv 2103.14030, section 3.2).
+
+    A map that is no multiple of w is zero-padded at the bottom and right; padded positions are
+    keys too.
+
+    Args:
+        channels: Channels C of the map.
+        num_heads: Attention heads; divides ``channels``.
+        window_size: Window size w.
+        shifted: Whether windows are shifted cyclically by ``ceil(w / 2)``.
+        attn_drop: Dropout of the attention weights.
+        drop: Dropout of the output.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        window_size: int,
+        shifted: bool = False,
+        attn_drop: float = 0.0,
+        drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.shift = math.ceil(window_size / 2) if shifted else 0
+        self.attn_drop = attn_drop
+        self.proj_qkv = nn.Linear(channels, 3 * channels)
+        self.proj_out = nn.Linear(channels, channels)
+        self.drop = nn.Dropout(drop)
+        self.relative_position_bias_table = nn.Parameter(
+            torch.empty((2 * window_size - 1) ** 2, num_heads)
+        )
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.01)
+        self.register_buffer(
+            'relative_position_index', relative_position_index(window_size), persistent=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        w = self.window_size
+        rows, columns = math.ceil(height / w), math.ceil(width / w)
+        x = pad_bottom_right(x, rows * w, columns * w).permute(0, 2, 3, 1)
+        x = x.roll((-self.shift, -self.shift), (1, 2))
+        x = x.unflatten(2, (columns, w)).unflatten(1, (rows, w))  # (B, rows, w, columns, w, C)
+        x = x.transpose(2, 3).flatten(3, 4)  # (B, rows, columns, w * w, C)
+
+        qkv = self.proj_qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(4, 0, 1, 2, 5, 3, 6)  # (B, rows, columns, heads, w * w, d) each
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+        if self.shift:
+            bias = bias + shift_mask(rows, columns, w, self.shift, bias)
+        x = attention(q, k, v, bias, self.attn_drop if self.training else 0.0)
+
+        x = self.drop(self.proj_out(x.transpose(3, 4).flatten(4)))
+        x = x.unflatten(3, (w, w)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        x = x.roll((self.shift, self.shift), (1, 2))
+        return x[:, :height, :width].permute(0, 3, 1, 2)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        """Resize a table of another window size, however the weights are loaded."""
+        name = prefix + 'relative_position_bias_table'
+        table = state_dict.get(name)
+        if table is not None and len(table) != len(self.relative_position_bias_table):
+            side = math.isqrt(len(table))
+            size = 2 * self.window_size - 1
+            resized = resize_table(table.T.reshape(-1, side, side), (size, size))
+            state_dict[name] = resized.flatten(1).T.contiguous()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def relative_position_index(window_size: int) -> Tensor:
+    """Row of the bias table for every pair of a query and a key of a window, (w * w, w * w)."""
+    axis = torch.arange(window_size)
+    y, x = (t.flatten() for t in torch.meshgrid(axis, axis, indexing='ij'))
+    dy = y[:, None] - y[None] + window_size - 1
+    dx = x[:, None] - x[None] + window_size - 1
+    return dy * (2 * window_size - 1) + dx
+
+
+def shift_mask(rows: int, columns: int, window_size: int, shift: int, like: Tensor) -> Tensor:
+    """Mask of shifted windows: -100 between positions that were not neighbors before the shift.
+
+    Returns:
+        (rows, columns, 1, w * w, w * w), dtype and device of ``like``.
+    """
+
+    def regions(windows: int) -> Tensor:  # (windows, w): cut at -w and -shift from the end
+        position = torch.arange(windows * window_size, device=like.device)
+        cuts = len(position) - window_size, len(position) - shift
+        return sum((position >= cut).long() for cut in cuts).view(windows, window_size)
+
+    y, x = regions(rows), regions(columns)
+    region = 3 * y[:, None, :, None] + x[None, :, None, :]  # (rows, columns, w, w)
+    region = region.flatten(2)[:, :, None]
+    different = region.unsqueeze(-1) != region.unsqueeze(-2)
+    return torch.zeros_like(different, dtype=like.dtype).masked_fill(different, -100.0)

@@ -1,0 +1,253 @@
+"""The backbone: stem, four stages of blocks with downsampling between them, output norms."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import torch
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..checkpoint import load_pretrained
+from .arch import NUM_STAGES, resolve_arch
+from .attention import (
+    DeformableAttention,
+    NeighborhoodAttention,
+    SpatialReductionAttention,
+    WindowAttention,
+)
+from .block import FFN, CheckpointedBlock, ConvFFN, ConvNeXtBlock, TransformerBlock
+from .layers import LayerNorm2d, PatchConv
+
+
+@MODELS.register_module()
+class DAT(BaseModule):
+    """Deformable Attention Transformer: DAT (CVPR 2022) and DAT++ (arXiv 2309.01430).
+
+    Takes images (B, in_channels, H, W) of any size and returns a tuple of feature maps
+    (B, C_i, H_i, W_i), one for each stage of ``out_indices`` in stage order, after its output
+    norm. Strides are 4, 8, 16 and 32; with the overlapped embedding of DAT++ sizes are rounded up,
+    with that of DAT down (at least to 1).
+
+    Args:
+        arch: ``'dat-t'``, ``'dat-s'``, ``'dat-b'`` (2022), ``'dat-t++'``, ``'dat-s++'``,
+            ``'dat-b++'``, or a dict; see :mod:`dat_pp.models.arch` for its keys.
+        in_channels: Channels of the images.
+        drop_rate: Dropout after the projections of attention and FFN.
+        attn_drop_rate: Dropout of the attention weights.
+        drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
+        out_indices: Stages whose maps are returned. Stages beyond the last are not built.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages (with
+            their downsampling and output norms): no gradients, evaluation mode.
+        with_cp: Save memory in training by recomputing every block in the backward pass.
+        init_cfg: mmengine's initialisation. With ``dict(type='Pretrained', checkpoint=...)`` also
+            checkpoints of a whole classifier, detector or segmentor and files with the published
+            names are taken; see :func:`dat_pp.checkpoint.load_pretrained`.
+
+    Raises:
+        ValueError: An argument is out of range or does not fit; the message names the choices.
+    """
+
+    def __init__(
+        self,
+        arch: str | dict = 'dat-t++',
+        in_channels: int = 3,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.arch = resolve_arch(arch)
+        self.out_indices = _check_out_indices(out_indices)
+        self.num_stages = self.out_indices[-1] + 1
+        if frozen_stages not in range(-1, NUM_STAGES + 1):
+            raise ValueError(f'frozen_stages must be -1 to {NUM_STAGES}, got {frozen_stages!r}')
+        self.frozen_stages = frozen_stages
+        rates = dict(
+            drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate
+        )
+        for name, rate in rates.items():
+            if not 0 <= rate < 1:
+                raise ValueError(f'{name} must be in [0, 1), got {rate!r}')
+
+        dims, depths = self.arch.embed_dims, [len(word) for word in self.arch.mixers]
+        drop_paths = torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist()
+        self.stem = _stem(in_channels, dims[0], self.arch.overlapped)
+        self.downsamples = nn.ModuleList(
+            _downsample(dims[i], dims[i + 1], self.arch.overlapped)
+            for i in range(self.num_stages - 1)
+        )
+        self.stages = nn.ModuleList()
+        for i in range(self.num_stages):
+            first = sum(depths[:i])
+            blocks = [
+                _block(self.arch, i, j, drop_rate, attn_drop_rate, drop_paths[first + j], with_cp)
+                for j in range(depths[i])
+            ]
+            self.stages.append(nn.Sequential(*blocks))
+        for i in self.out_indices:
+            self.add_module(f'norm{i}', LayerNorm2d(dims[i]))
+        self._freeze()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.stem(x)
+        outs = []
+        for i, stage in enumerate(self.stages):
+            if i > 0:
+                x = self.downsamples[i - 1](x)
+            x = stage(x)
+            if i in self.out_indices:
+                outs.append(getattr(self, f'norm{i}')(x))
+        return tuple(outs)
+
+    def init_weights(self) -> None:
+        """As mmengine's, but weights from a checkpoint go through ``load_pretrained``."""
+        if self.is_init:
+            return
+        cfgs = self.init_cfg or []
+        cfgs = [cfgs] if isinstance(cfgs, dict) else cfgs
+        pretrained = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']
+        self.init_cfg = [cfg for cfg in cfgs if cfg['type'] != 'Pretrained']
+        super().init_weights()
+        self.init_cfg = cfgs
+        for cfg in pretrained:
+            load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'))
+
+    def train(self, mode: bool = True) -> 'DAT':
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def _freeze(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        frozen = [self.stem]
+        for i in range(min(self.frozen_stages, self.num_stages)):
+            frozen.append(self.stages[i])
+            if i > 0:
+                frozen.append(self.downsamples[i - 1])
+            if i in self.out_indices:
+                frozen.append(getattr(self, f'norm{i}'))
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter, for layer-wise learning rate decay.
+
+        The stem is layer 0, each block the next one, a downsampling belongs to the block after it,
+        and the output norms share the last layer with whatever follows the backbone.
+
+        Args:
+            param_name: Name of the parameter, beginning with ``prefix``.
+            prefix: What the name has before the backbone's own name, e.g. ``'backbone.'``.
+
+        Returns:
+            The layer, and the number of layers (blocks + 2).
+        """
+        depths = [len(word) for word in self.arch.mixers]
+        num_layers = sum(depths) + 2
+        if not param_name.startswith(prefix):
+            return num_layers - 1, num_layers
+        part, *indices = param_name[len(prefix) :].split('.')
+        if part == 'stem':
+            return 0, num_layers
+        if part == 'stages':
+            stage, block = int(indices[0]), int(indices[1])
+        elif part == 'downsamples':
+            stage, block = int(indices[0]) + 1, 0
+        else:
+            return num_layers - 1, num_layers
+        return sum(depths[:stage]) + block + 1, num_layers
+
+
+def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
+    indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+    stages = range(NUM_STAGES)
+    if not indices or len(set(indices)) < len(indices) or any(i not in stages for i in indices):
+        raise ValueError(f'out_indices must be different stages of 0, 1, 2, 3; got {out_indices!r}')
+    return tuple(sorted(indices))
+
+
+def _named(**modules: nn.Module) -> nn.Sequential:
+    sequence = nn.Sequential()
+    for name, module in modules.items():
+        sequence.add_module(name, module)
+    return sequence
+
+
+def _stem(in_channels: int, channels: int, overlapped: bool) -> nn.Sequential:
+    """Image to patch embedding at stride 4."""
+    if not overlapped:
+        return _named(conv1=PatchConv(in_channels, channels, 4, 4), norm1=LayerNorm2d(channels))
+    return _named(
+        conv1=nn.Conv2d(in_channels, channels // 2, 3, 2, 1),
+        norm1=LayerNorm2d(channels // 2),
+        act=nn.GELU(),
+        conv2=nn.Conv2d(channels // 2, channels, 3, 2, 1),
+        norm2=LayerNorm2d(channels),
+    )
+
+
+def _downsample(in_channels: int, channels: int, overlapped: bool) -> nn.Sequential:
+    """Halves the map between two stages."""
+    if overlapped:
+        conv = nn.Conv2d(in_channels, channels, 3, 2, 1, bias=False)
+    else:
+        conv = PatchConv(in_channels, channels, 2, 2, bias=False)
+    return _named(conv=conv, norm=LayerNorm2d(channels))
+
+
+def _block(
+    arch: SimpleNamespace,
+    stage: int,
+    index: int,
+    drop_rate: float,
+    attn_drop_rate: float,
+    drop_path: float,
+    with_cp: bool,
+) -> CheckpointedBlock:
+    """Block ``index`` of a stage."""
+    letter, channels = arch.mixers[stage][index], arch.embed_dims[stage]
+    ffn_type = ConvFFN if arch.conv_ffn[stage] else FFN
+    ffn = ffn_type(channels, arch.ffn_ratio[stage], drop_rate)
+    common = dict(ffn=ffn, lpu=arch.lpu[stage], drop_path=drop_path, with_cp=with_cp)
+    if letter == 'X':
+        return ConvNeXtBlock(channels, arch.window_size[stage], **common)
+    mixer = _mixer(arch, stage, letter, drop=drop_rate, attn_drop=attn_drop_rate)
+    return TransformerBlock(
+        channels, mixer, layer_scale=arch.layer_scale_init_value[stage], **common
+    )
+
+
+def _mixer(arch: SimpleNamespace, stage: int, letter: str, **rates: float) -> nn.Module:
+    """Token mixer of a transformer block."""
+    channels, heads = arch.embed_dims[stage], arch.num_heads[stage]
+    if letter == 'N':
+        return NeighborhoodAttention(channels, heads, arch.neighborhood_kernel_size[stage], **rates)
+    if letter in 'LS':
+        return WindowAttention(
+            channels, heads, arch.window_size[stage], shifted=letter == 'S', **rates
+        )
+    if letter == 'P':
+        return SpatialReductionAttention(
+            channels, heads, arch.spatial_reduction_ratios[stage], **rates
+        )
+    native_stride = 4 * 2**stage
+    return DeformableAttention(
+        channels,
+        heads,
+        groups=arch.offset_groups[stage],
+        stride=arch.offset_strides[stage],
+        kernel_size=arch.offset_kernel_sizes[stage],
+        offset_range=arch.offset_range[stage],
+        position_bias=arch.position_bias[stage],
+        native_size=tuple(-(-side // native_stride) for side in arch.native_resolution),
+        coordinates=arch.coordinates,
+        use_offset=arch.use_offset[stage],
+        **rates,
+    )

@@ -1,0 +1,69 @@
+"""Small layers that the stem, the blocks and the attention modules share."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of a (B, C, H, W) map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class LayerScale(nn.Module):
+    """Learned factor per channel of a (B, C, H, W) map."""
+
+    def __init__(self, channels: int, init_value: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels,), float(init_value)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight[:, None, None]
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, a sample's branch is dropped with probability ``rate``."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
+
+    def extra_repr(self) -> str:
+        return f'rate={self.rate:.3f}'
+
+
+class PatchConv(nn.Conv2d):
+    """Convolution without padding whose input is padded where it is smaller than the kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(pad_bottom_right(x, *self.kernel_size))
+
+
+def pad_bottom_right(x: Tensor, height: int, width: int) -> Tensor:
+    """Zero-pad a (B, C, H, W) map at the bottom and right to at least ``height`` x ``width``."""
+    missing = max(0, height - x.shape[2]), max(0, width - x.shape[3])
+    return F.pad(x, (0, missing[1], 0, missing[0])) if any(missing) else x
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, C, H, W) -> (B, heads, H, W, C / heads)."""
+    return x.unflatten(1, (heads, -1)).permute(0, 1, 3, 4, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, heads, H, W, d) -> (B, heads * d, H, W)."""
+    return x.permute(0, 1, 4, 2, 3).flatten(1, 2)
+
+
+def resize_table(table: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bicubic resize of bias tables (h, rows, columns) to ``size``, as in the published code."""
+    dtype = torch.promote_types(table.dtype, torch.float32)
+    return F.interpolate(table[None].to(dtype), size=size, mode='bicubic')[0].to(table.dtype)
