@@ -4,6 +4,7 @@ Importing this package registers the backbone ``DAT`` in mmengine's root registr
 registries of all three libraries fall back to.
 """
 
+from . import packages  # noqa: F401  tells mmengine about this package
 from .checkpoint import convert_published
 from .models import DAT
 from .ops import deformable_attention, neighborhood_attention

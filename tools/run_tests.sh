@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Makes the environment, then checks the code and runs the tests:
+#   tools/run_tests.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+requirements/install.sh
+.venv/bin/python -m ruff check .
+.venv/bin/python -m ruff format --check .
+exec .venv/bin/python -m pytest "$@"
