@@ -25,9 +25,9 @@ class DAT(BaseModule):
     """Deformable Attention Transformer: DAT (CVPR 2022) and DAT++ (arXiv 2309.01430).
 
     Takes images (B, in_channels, H, W) of any size and returns a tuple of feature maps
-    (B, C_i, H_i, W_i), one for each stage of ``out_indices`` in stage order, after its output
-    norm. Strides are 4, 8, 16 and 32; with the overlapped embedding of DAT++ sizes are rounded up,
-    with that of DAT down (at least to 1).
+    (B, C_i, H_i, W_i), contiguous, one for each stage of ``out_indices`` in stage order, after its
+    output norm. Strides are 4, 8, 16 and 32; with the overlapped embedding of DAT++ sizes are
+    rounded up, with that of DAT down (at least to 1).
 
     Args:
         arch: ``'dat-t'``, ``'dat-s'``, ``'dat-b'`` (2022), ``'dat-t++'``, ``'dat-s++'``,
@@ -101,7 +101,8 @@ class DAT(BaseModule):
                 x = self.downsamples[i - 1](x)
             x = stage(x)
             if i in self.out_indices:
-                outs.append(getattr(self, f'norm{i}')(x))
+                # Some operators, mmcv's RoIAlign on a CPU for one, read any memory as NCHW.
+                outs.append(getattr(self, f'norm{i}')(x).contiguous())
         return tuple(outs)
 
     def init_weights(self) -> None:

@@ -1,0 +1,20 @@
+# What the three digits configs share: the backbone and the optimiser.
+custom_imports = dict(imports=['dat_pp'], allow_failed_imports=False)
+
+# A small DAT++ for pictures of about 100 pixels, at strides 4, 8, 16 and 32.
+arch = dict(
+    embed_dims=[16, 32, 96, 192],
+    mixers=['N', 'D', 'NDND', 'D'],
+    num_heads=[1, 2, 4, 8],
+    offset_groups=[1, 1, 2, 4],
+    native_resolution=64,
+)
+
+optim_wrapper = dict(
+    optimizer=dict(type='AdamW', lr=3e-3, weight_decay=0.05),
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
+    clip_grad=dict(max_norm=5.0),
+)
+
+val_cfg = dict()
+test_cfg = dict()

@@ -1,0 +1,116 @@
+"""Each digits config builds, reads its data, and takes a training step that reaches every part."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner, save_checkpoint
+
+import dat_pp  # noqa: F401
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / 'configs' / 'digits'
+sys.path.insert(0, str(ROOT / 'tools' / 'dataset_converters'))
+import digits  # noqa: E402
+
+LIBRARIES = {'classification': 'mmpretrain', 'mask-rcnn': 'mmdet', 'upernet': 'mmseg'}
+DENSE = ['mask-rcnn', 'upernet']
+
+
+@pytest.fixture(scope='module')
+def data_root(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp('data') / 'digits'
+    digits.convert(path, train_scenes=6, val_scenes=4)
+    return path
+
+
+@pytest.fixture(scope='module')
+def classifier(tmp_path_factory) -> tuple[Path, dict]:
+    """A checkpoint as mmengine saves it, and the state dict in it."""
+    config = Config.fromfile(CONFIGS / 'classification.py')
+    init_default_scope('mmpretrain')
+    model = MODELS.build(config.model)
+    path = tmp_path_factory.mktemp('classifier') / 'epoch_1.pth'
+    save_checkpoint(dict(meta={}, state_dict=model.state_dict()), str(path))
+    return path, model.state_dict()
+
+
+def load(name: str, data_root: Path) -> Config:
+    pytest.importorskip(LIBRARIES[name])
+    config = Config.fromfile(CONFIGS / f'{name}.py')
+    init_default_scope(config.default_scope)
+    for split in ('train', 'val'):
+        loader = config[f'{split}_dataloader']
+        loader.update(batch_size=2, num_workers=0, persistent_workers=False)
+        assert loader.dataset.data_root.startswith('data/digits/')
+        loader.dataset.data_root = str(
+            data_root / loader.dataset.data_root.removeprefix('data/digits/')
+        )
+    return config
+
+
+@pytest.mark.parametrize('name', LIBRARIES)
+def test_a_step_and_a_prediction(name, data_root):
+    config = load(name, data_root)
+    config.model.backbone.pop('init_cfg')
+    torch.manual_seed(0)
+    model = MODELS.build(config.model).train()
+    batch = next(iter(Runner.build_dataloader(config.train_dataloader, seed=0)))
+    losses = model(**model.data_preprocessor(batch, training=True), mode='loss')
+    loss, _ = model.parse_losses(losses)
+    assert torch.isfinite(loss)
+    loss.backward()
+    unused = [key for key, value in model.named_parameters() if value.grad is None]
+    assert not unused
+    assert all(torch.isfinite(value.grad).all() for value in model.parameters())
+
+    model.eval()
+    batch = next(iter(Runner.build_dataloader(config.val_dataloader, seed=0)))
+    with torch.no_grad():
+        results = model.val_step(batch)
+    assert len(results) == 2
+    if name == 'classification':
+        assert all(0 <= int(result.pred_label) < 10 for result in results)
+    elif name == 'mask-rcnn':
+        assert all(result.pred_instances.masks.shape[1:] == (96, 96) for result in results)
+    else:
+        assert all(result.pred_sem_seg.data.shape == (1, 96, 96) for result in results)
+
+
+@pytest.mark.parametrize('name', DENSE)
+def test_dense_tasks_start_from_the_classifier(name, data_root, classifier):
+    path, weights = classifier
+    config = load(name, data_root)
+    config.model.backbone.init_cfg.checkpoint = str(path)
+    model = MODELS.build(config.model)
+    model.init_weights()
+    state = model.backbone.state_dict()
+    shared = [key for key in state if not key.startswith('norm')]
+    assert len(shared) > 100
+    for key in shared:
+        torch.testing.assert_close(state[key], weights[f'backbone.{key}'], msg=key)
+    assert all((model.backbone.get_parameter(f'norm{i}.weight') == 1).all() for i in range(4))
+
+
+@pytest.mark.parametrize('name', LIBRARIES)
+def test_evaluated_on_digits_that_training_does_not_see(name, data_root):
+    config = load(name, data_root)
+
+    def names(split: str) -> set[str]:
+        loader = Runner.build_dataloader(config[f'{split}_dataloader'], seed=0)
+        return {loader.dataset.get_data_info(i)['img_path'] for i in range(len(loader.dataset))}
+
+    assert names('train')
+    assert names('val')
+    assert not names('train') & names('val')
+    assert config.test_dataloader == Config.fromfile(CONFIGS / f'{name}.py').val_dataloader
+
+
+@pytest.mark.parametrize('name', DENSE)
+def test_the_classifier_they_name_is_the_one_its_config_ends_with(name):
+    epochs = Config.fromfile(CONFIGS / 'classification.py').train_cfg.max_epochs
+    checkpoint = Config.fromfile(CONFIGS / f'{name}.py').model.backbone.init_cfg.checkpoint
+    assert checkpoint == f'work_dirs/digits/classification/epoch_{epochs}.pth'
