@@ -6,7 +6,7 @@ _base_ = [
 ]
 
 # The classification checkpoint that the backbone starts from; None for a random start.
-pretrained = 'work_dirs/digits/classification/epoch_14.pth'
+pretrained = 'work_dirs/digits/classification/epoch_12.pth'
 channels = 48
 norm_cfg = dict(type='BN')  # heads that start from nothing learn faster with it
 
@@ -92,7 +92,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
 test_evaluator = val_evaluator
 
-max_epochs = 4
+max_epochs = 3
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = [

@@ -6,7 +6,7 @@ _base_ = [
 ]
 
 # The classification checkpoint that the backbone starts from; None for a random start.
-pretrained = 'work_dirs/digits/classification/epoch_14.pth'
+pretrained = 'work_dirs/digits/classification/epoch_12.pth'
 classes = ('background', *'0123456789')
 norm_cfg = dict(type='BN', requires_grad=True)  # one process: nothing to synchronise
 # mmseg's own deviation of 0.01 keeps the classes apart from background equal for too long.
