@@ -383,6 +383,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         # The configs name the data relative to the repository.
         rows = run(ROOT / 'data' / 'digits', ROOT / 'work_dirs' / 'digits', args.force)
