@@ -63,7 +63,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 log_processor = dict(by_epoch=True)
-max_epochs = 6
+max_epochs = 5
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = [
