@@ -85,13 +85,11 @@ def draw_segmentations(data_root: Path, predictions: Path, path: Path, count: in
         name = Path(prediction['img_path'])
         image = _read(folder / 'images' / 'validation' / name.name)
         truth = cv2.imread(str(folder / 'annotations' / 'validation' / f'{name.stem}.png'), -1)
-        sample = SegDataSample(
-            gt_sem_seg=_label_map(image, truth),
-            pred_sem_seg=_label_map(image, prediction['pred_sem_seg']['data'][0].numpy()),
-        )
-        visualizer.add_datasample('', image, sample, with_labels=False)
-        drawn = visualizer.get_image()
-        pictures += [image, drawn[:, image.shape[1] :], drawn[:, : image.shape[1]]]
+        pictures.append(image)
+        for labels in (prediction['pred_sem_seg']['data'][0].numpy(), truth):
+            sample = SegDataSample(pred_sem_seg=_label_map(image, labels))
+            visualizer.add_datasample('', image, sample, draw_gt=False, with_labels=False)
+            pictures.append(visualizer.get_image())
     _save_sheet(pictures, ['image', 'prediction', 'truth'] * 2, path)
 
 
