@@ -309,8 +309,9 @@ def test_wrong_checkpoint(tool, classification, run, tmp_path):
 
 
 def test_out_must_be_a_pickle(classification, run, tmp_path, tools):
-    from mmengine.registry import MODELS
+    from mmengine.registry import MODELS, init_default_scope
 
+    init_default_scope('mmpretrain')
     task = classification
     cfg = tools['common'].Config.fromfile(task.config)
     checkpoint = tmp_path / 'fits.pth'
