@@ -1,0 +1,6 @@
+# As published: the norms of the backbone do not decay, the heads' batch norms (`bn`) do.
+custom_keys = {
+    'norm': dict(decay_mult=0.0),
+    'rpe_table': dict(decay_mult=0.0),
+    'relative_position_bias_table': dict(decay_mult=0.0),
+}

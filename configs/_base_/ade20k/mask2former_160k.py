@@ -1,0 +1,18 @@
+# Ours, after mmseg's recipe for Swin; DAT++ was never published with Mask2Former.
+_base_ = [
+    'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py',
+    '../mask2former_decay.py',
+]
+custom_imports = dict(imports=['dat_pp', 'mmdet.models'])
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='DAT',
+        arch='dat-t++',
+        drop_path_rate=0.3,
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/dat-pp-tiny_in1k.pth'),
+    ),
+    decode_head=dict(in_channels=[64, 128, 256, 512]),
+)
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.custom_keys))

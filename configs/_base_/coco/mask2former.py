@@ -1,0 +1,19 @@
+# Ours, after mmdet's recipe for Swin; DAT++ was never published with Mask2Former.
+_base_ = [
+    'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
+    '../mask2former_decay.py',
+]
+custom_imports = dict(imports=['dat_pp'], allow_failed_imports=False)
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='DAT',
+        arch='dat-t++',
+        drop_path_rate=0.3,
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/dat-pp-tiny_in1k.pth'),
+    ),
+    panoptic_head=dict(in_channels=[64, 128, 256, 512]),
+    init_cfg=None,
+)
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.custom_keys))

@@ -1,0 +1,1 @@
+_base_ = '../_base_/ade20k/fpn_40k.py'

@@ -1,0 +1,10 @@
+_base_ = ['../_base_/coco/cascade-mask-rcnn.py', '../_base_/coco/schedule_3x.py']
+
+model = dict(
+    backbone=dict(
+        arch='dat-s++',
+        drop_path_rate=0.5,
+        init_cfg=dict(checkpoint='checkpoints/dat-pp-small_in1k.pth'),
+    ),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)

@@ -1,0 +1,1 @@
+_base_ = '../_base_/imagenet/224px_300e.py'
