@@ -41,16 +41,18 @@ class UserError(Exception):
 
 
 def run_main(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> int:
-    """Run ``main(argv)`` and return the exit code: 0, or 2 after one line about a UserError."""
+    """Run ``main(argv)`` and return the exit code: its own if it returns a number, 0, or 2 after
+    one line about a UserError.
+    """
     try:
-        main(argv)
+        result = main(argv)
     except UserError as error:
         if os.environ.get('DAT_PP_TRACEBACK'):
             traceback.print_exc()
         elif is_first_process():
             print(f'error: {error}', file=sys.stderr)
         return 2
-    return 0
+    return result if isinstance(result, int) else 0
 
 
 def message_of(error: BaseException) -> str:
@@ -63,14 +65,14 @@ def message_of(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def user_errors(what: str) -> Iterator[None]:
+def user_errors(what: str, advice: str = '') -> Iterator[None]:
     """Turn whatever the body raises into a UserError that begins with ``what``."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f'{what}: {message_of(error)}') from error
+        raise UserError(f'{what}: {message_of(error)}{advice}') from error
 
 
 @contextlib.contextmanager
@@ -92,14 +94,13 @@ def is_first_process() -> bool:
     return all(os.environ.get(name, '0') == '0' for name in RANK_VARIABLES)
 
 
-def base_parser(description: str) -> argparse.ArgumentParser:
-    """The arguments of both tools."""
+def config_parser(description: str) -> argparse.ArgumentParser:
+    """The arguments of every tool that reads a config."""
     parser = argparse.ArgumentParser(
         description=description,
         epilog='DAT_PP_TRACEBACK=1 shows a traceback where an error is one line otherwise.',
     )
     parser.add_argument('config', help='config file')
-    parser.add_argument('--work-dir', help='where logs and checkpoints go')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -108,6 +109,13 @@ def base_parser(description: str) -> argparse.ArgumentParser:
         help='override settings of the config, for example train_cfg.max_epochs=3 '
         'or key="[(a,b),(c,d)]"; no spaces inside a value',
     )
+    return parser
+
+
+def base_parser(description: str) -> argparse.ArgumentParser:
+    """The arguments of train.py and test.py."""
+    parser = config_parser(description)
+    parser.add_argument('--work-dir', help='where logs and checkpoints go')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # Given by launchers that do not set the environment variable.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
@@ -115,28 +123,44 @@ def base_parser(description: str) -> argparse.ArgumentParser:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Read the config, merge the common arguments, and make its library's modules known."""
+    """Read the config of a run: ``read_config`` and the launcher and work directory."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if not osp.isfile(args.config):
-        raise UserError(f'config: no such file: {args.config}')
-    with user_errors(f'config {args.config}'):
-        cfg = Config.fromfile(args.config)
-        if args.cfg_options:
-            cfg.merge_from_dict(args.cfg_options)
-    scope = cfg.get('default_scope') or 'mmengine'
-    if scope in LIBRARIES and importlib.util.find_spec(scope) is None:
-        raise UserError(
-            f"config {args.config}: default_scope '{scope}' needs a package that is not "
-            f'installed: pip install --no-build-isolation {LIBRARIES[scope]}'
-        )
+    cfg = read_config(args)
     cfg.launcher = args.launcher
     if args.work_dir:
         cfg.work_dir = args.work_dir
     elif not cfg.get('work_dir'):
         cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
+    return cfg
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """Read the config, merge ``--cfg-options``, and make its library's modules known."""
+    if not osp.isfile(args.config):
+        raise UserError(f'config: no such file: {args.config}')
+    with user_errors(f'config {args.config}'):
+        try:
+            cfg = Config.fromfile(args.config)
+        except ModuleNotFoundError as error:  # a config of a library that this one inherits
+            _need_libraries(args.config, [name for name in LIBRARIES if name in str(error)])
+            raise
+        if args.cfg_options:
+            cfg.merge_from_dict(args.cfg_options)
+    scope = cfg.get('default_scope') or 'mmengine'
+    if scope in LIBRARIES:
+        _need_libraries(args.config, [scope])
     with silence():
         init_default_scope(scope)
     return cfg
+
+
+def _need_libraries(config: str, names: Sequence[str]) -> None:
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"config {config}: needs '{name}', which is not installed: "
+                f'pip install --no-build-isolation {LIBRARIES[name]}'
+            )
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -172,12 +196,17 @@ class CPUAmpOptimWrapper(OptimWrapper):
 
 
 def use_cpu_if_needed(cfg: Config) -> None:
-    """Where there is no accelerator: mixed precision and distributed training on the CPU."""
+    """Where there is no accelerator: mixed precision and distributed training on the CPU.
+
+    Two-stage detectors train in float32 there.
+    """
     if get_device() != 'cpu':
         return
     optim_wrapper = cfg.get('optim_wrapper') or {}
     if optim_wrapper.get('type') == 'AmpOptimWrapper':
-        optim_wrapper.type = 'CPUAmpOptimWrapper'
+        # mmcv's RoIAlign knows no bfloat16.
+        in_float32 = 'roi_head' in (cfg.get('model') or {})
+        optim_wrapper.type = 'OptimWrapper' if in_float32 else 'CPUAmpOptimWrapper'
         for key in ('loss_scale', 'dtype', 'use_fsdp'):
             optim_wrapper.pop(key, None)
     if cfg.launcher != 'none':

@@ -5,9 +5,11 @@ directory exists. Each check raises UserError with the path or value, what was e
 config key. Data sets are checked by the first process only.
 """
 
+import os
 import os.path as osp
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch.nn as nn
@@ -16,8 +18,17 @@ from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 from PIL import Image
+from torch import Tensor
 
+from class_counts import as_option, check_class_count
 from common import UserError, is_first_process, message_of, silence, user_errors
+
+# Where to read how a data set is prepared.
+READMES = {
+    'ImageNet': 'configs/imagenet/README.md',
+    'CocoDataset': 'configs/coco/README.md',
+    'ADE20KDataset': 'configs/ade20k/README.md',
+}
 
 
 def is_local(path: Any) -> bool:
@@ -32,7 +43,7 @@ def check_file(path: str, key: str) -> None:
 def check_model(cfg: Config, pretrained: bool = True) -> nn.Module:
     """Build the model and, with ``pretrained``, load the weights that its ``init_cfg`` names."""
     with silence(), user_errors('model'):
-        model_cfg = dict(cfg.model)
+        model_cfg = deepcopy(cfg.model)  # mmdet changes configs while it builds
         if cfg.get('data_preprocessor'):
             model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
         model = MODELS.build(model_cfg)
@@ -41,8 +52,11 @@ def check_model(cfg: Config, pretrained: bool = True) -> nn.Module:
         for item in init_cfg if isinstance(init_cfg, list) else [init_cfg]:
             if item.get('type') == 'Pretrained':
                 key = '.'.join(filter(None, ('model', name, 'init_cfg.checkpoint')))
-                check_file(item['checkpoint'], key)
-                with silence(), user_errors(key):
+                scratch = f'or start from scratch with --cfg-options {key.rpartition(".")[0]}=None'
+                path = item['checkpoint']
+                if is_local(path) and not osp.isfile(path):
+                    raise UserError(f'{key}: no such file: {path}; download it, {scratch}')
+                with silence(), user_errors(key, f'; name another checkpoint, {scratch}'):
                     module.init_weights()
     return model
 
@@ -52,11 +66,7 @@ def check_checkpoint(model: nn.Module, path: str, key: str) -> None:
 
     mmengine only warns about what does not fit and goes on with random weights.
     """
-    check_file(path, key)
-    with silence(), user_errors(f'{key}: cannot read {path}'):
-        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-        state = checkpoint.get('state_dict', checkpoint)
-        state = {name.removeprefix('module.'): value for name, value in state.items()}
+    state = _read_checkpoint(path, key)
     expected = model.state_dict()
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
@@ -75,13 +85,53 @@ def check_checkpoint(model: nn.Module, path: str, key: str) -> None:
         if names
     ]
     if problems:
-        raise UserError(f'{key}: {path} does not fit the model: weights ' + ', '.join(problems))
+        raise UserError(
+            f'{key}: {path} does not fit the model: weights {", ".join(problems)}; '
+            'give a checkpoint of this config'
+        )
+
+
+def check_start(model: nn.Module, path: str, key: str = 'load_from') -> None:
+    """A checkpoint to start from must fill at least half of the backbone; heads may differ."""
+    state = _read_checkpoint(path, key)
+    backbone = [name for name in model.state_dict() if name.startswith('backbone.')]
+    expected = {name: model.state_dict()[name].shape for name in backbone}
+    fitting = [name for name in backbone if name in state and state[name].shape == expected[name]]
+    if len(fitting) < len(backbone) / 2:
+        raise UserError(
+            f'{key}: {path} is of another model: it fits {len(fitting)} of the {len(backbone)} '
+            'weights of the backbone; give a checkpoint of the same backbone (a published file is '
+            'first converted by tools/model_converters/published_to_mmlab.py)'
+        )
+
+
+def _read_checkpoint(path: str, key: str) -> dict[str, Tensor]:
+    check_file(path, key)
+    with silence(), user_errors(f'{key}: cannot read {path}'):
+        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+        state = checkpoint.get('state_dict', checkpoint)
+        return {name.removeprefix('module.'): value for name, value in state.items()}
 
 
 def check_dataloader(cfg: Config, name: str) -> None:
     """Check the data sets under ``cfg[name]``, inside wrappers too, and build each once."""
     if cfg.get(name) and is_first_process():
-        _check_dataset(cfg[name].dataset, f'{name}.dataset')
+        for dataset_cfg, key in leaf_datasets(cfg[name].dataset, f'{name}.dataset'):
+            dataset = open_dataset(dataset_cfg, key)
+            if dataset is not None:
+                _check_samples(dataset, dataset_cfg, key)
+                check_class_count(cfg.model, dataset, key)
+
+
+def leaf_datasets(cfg: dict, key: str) -> Iterator[tuple[dict, str]]:
+    """The data sets inside wrappers, each with its config key."""
+    if 'dataset' in cfg:
+        yield from leaf_datasets(cfg['dataset'], f'{key}.dataset')
+    elif 'datasets' in cfg:
+        for index, child in enumerate(cfg['datasets']):
+            yield from leaf_datasets(child, f'{key}.datasets[{index}]')
+    else:
+        yield cfg, key
 
 
 def check_evaluator(cfg: Config, name: str) -> None:
@@ -92,54 +142,105 @@ def check_evaluator(cfg: Config, name: str) -> None:
             check_file(metric['ann_file'], f'{name}.ann_file')
 
 
-def _check_dataset(cfg: dict, key: str) -> None:
-    if 'dataset' in cfg:
-        return _check_dataset(cfg['dataset'], f'{key}.dataset')
-    if 'datasets' in cfg:
-        for index, child in enumerate(cfg['datasets']):
-            _check_dataset(child, f'{key}.datasets[{index}]')
-        return None
+def open_dataset(cfg: dict, key: str) -> Any | None:
+    """A data set before it reads its annotations; its file and folders are there.
 
+    None if it is not one of MMLab's: nothing is known about its files then.
+    """
     root = cfg.get('data_root')
     if root and is_local(root) and not osp.isdir(root) and not cfg.get('download', False):
-        raise UserError(f'{key}.data_root: no such folder: {root}')
+        raise UserError(f'{key}.data_root: no such folder: {root}{_advice(cfg, key, "data_root")}')
     with silence(), user_errors(key):
         try:
             dataset = DATASETS.build({**cfg, 'lazy_init': True})
         except TypeError as error:
             if 'lazy_init' not in str(error):
                 raise
-            return None  # not an MMLab data set: nothing is known about its files
+            return None
     if not getattr(dataset, 'download', False):
-        _check_paths(dataset, key)
+        _check_paths(dataset, cfg, key)
     dataset.serialize_data = False  # mmengine cannot serialize an empty list
-    with silence(), user_errors(key):
+    return dataset
+
+
+def _check_samples(dataset: Any, cfg: dict, key: str) -> None:
+    folders, classes = class_folders(dataset), dataset.metainfo.get('classes')
+    if folders is not None and classes and len(folders) != len(classes):
+        raise UserError(
+            f'{key}: {image_folder(dataset)} has {len(folders)} class folders, expected '
+            f'{len(classes)}, one per class{_see(cfg)}'
+        )
+    with silence(), user_errors(f'{key}: cannot read {described(dataset)}'):
         dataset.full_init()
         sample = dataset.get_data_info(0) if len(dataset) else None
     if sample is None:
         raise UserError(
-            f'{key}: no samples; looked for {_described(dataset)}, after filter_cfg '
+            f'{key}: no samples; looked for {described(dataset)}, after filter_cfg '
             f'{cfg.get("filter_cfg")}'
         )
     for field in ('img_path', 'seg_map_path'):
         path = sample.get(field)
         if is_local(path) and not osp.isfile(path):
-            raise UserError(f'{key}: {field} of the first sample does not exist: {path}')
-    return None
+            raise UserError(f'{key}: {field} of the first sample does not exist: {path}{_see(cfg)}')
 
 
-def _check_paths(dataset: Any, key: str) -> None:
+def _check_paths(dataset: Any, cfg: dict, key: str) -> None:
     """Annotation file and folders, as the data set joined them with its ``data_root``."""
     ann_file = getattr(dataset, 'ann_file', '')
     if ann_file and is_local(ann_file) and not osp.exists(ann_file):
-        raise UserError(f'{key}.ann_file: no such file: {ann_file}')
-    prefixes = getattr(dataset, 'data_prefix', None) or {}
-    for name, path in prefixes.items():
+        advice = _advice(cfg, key, 'ann_file')
+        raise UserError(f'{key}.ann_file: no such file: {ann_file}{advice}')
+    for name, path in (getattr(dataset, 'data_prefix', None) or {}).items():
         if path and is_local(path) and not osp.isdir(path):
-            raise UserError(f'{key}.data_prefix.{name}: no such folder: {path}')
+            # Given as a text, it has no key below it that could be set.
+            given = cfg.get('data_prefix')
+            option = f'data_prefix.{name}' if isinstance(given, dict) else 'data_prefix'
+            inside = ', with one folder per class' if _has_class_folders(dataset) else ''
+            raise UserError(
+                f'{key}.data_prefix.{name}: no such folder: {path}{inside}'
+                + _advice(cfg, key, option)
+            )
+    if class_folders(dataset) == []:
+        raise UserError(
+            f'{key}: {image_folder(dataset)} has no folders, expected one per class; sort the '
+            f'images into class folders{_see(cfg)}'
+        )
 
 
-def _described(dataset: Any) -> str:
+def _has_class_folders(dataset: Any) -> bool:
+    """Whether the folder of an image says its class, as with mmpretrain's CustomDataset."""
+    return (
+        hasattr(dataset, 'extensions')
+        and getattr(dataset, 'with_label', False)
+        and not dataset.ann_file
+    )
+
+
+def image_folder(dataset: Any) -> str:
+    return dataset.data_prefix.get('img_path') or dataset.data_root
+
+
+def class_folders(dataset: Any) -> list[str] | None:
+    """Names of the class folders, in the order of the classes; None where there are none."""
+    if not _has_class_folders(dataset) or not is_local(image_folder(dataset)):
+        return None
+    return sorted(entry.name for entry in os.scandir(image_folder(dataset)) if entry.is_dir())
+
+
+def _advice(cfg: dict, key: str, setting: str) -> str:
+    option = f'{as_option(key)}.{setting}'
+    return f'; put or link the data there{_see(cfg)}, or set --cfg-options {option}=...'
+
+
+def _see(cfg: dict) -> str:
+    # With classes of its own it is other data in the same format.
+    own = (cfg.get('metainfo') or {}).get('classes')
+    readme = None if own else READMES.get(str(cfg.get('type')).rpartition('.')[2])
+    return f', see {readme}' if readme else ''
+
+
+def described(dataset: Any) -> str:
+    """Annotation file and folders, for messages."""
     places = {'ann_file': getattr(dataset, 'ann_file', ''), **(dataset.data_prefix or {})}
     return ', '.join(f'{name} {place}' for name, place in places.items() if place)
 

@@ -21,6 +21,7 @@ from preflight import (
     check_evaluator,
     check_file,
     check_model,
+    check_start,
     reading_errors,
 )
 
@@ -79,8 +80,11 @@ def main(argv: Sequence[str] | None = None) -> Runner:
     if cfg.get('load_from'):
         check_file(cfg.load_from, '--resume' if cfg.get('resume') else 'load_from')
     model = check_model(cfg)
-    if cfg.get('resume') and cfg.get('load_from'):
-        check_checkpoint(model, cfg.load_from, '--resume')
+    if cfg.get('load_from'):
+        if cfg.get('resume'):
+            check_checkpoint(model, cfg.load_from, '--resume')
+        else:
+            check_start(model, cfg.load_from)
     del model
     for split in ('train', 'val'):
         check_dataloader(cfg, f'{split}_dataloader')

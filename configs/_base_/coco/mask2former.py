@@ -17,3 +17,8 @@ model = dict(
     init_cfg=None,
 )
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.custom_keys))
+
+# Upstream's also names the folders of panoptic labels, which instances do not need.
+train_dataloader = dict(dataset=dict(data_prefix=dict(_delete_=True, img='train2017/')))
+val_dataloader = dict(dataset=dict(data_prefix=dict(_delete_=True, img='val2017/')))
+test_dataloader = dict(dataset=dict(data_prefix=dict(_delete_=True, img='val2017/')))
