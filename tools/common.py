@@ -141,7 +141,7 @@ def read_config(args: argparse.Namespace) -> Config:
     with user_errors(f'config {args.config}'):
         try:
             cfg = Config.fromfile(args.config)
-        except ModuleNotFoundError as error:  # a config of a library that this one inherits
+        except ImportError as error:  # of a library whose config or modules this one takes
             _need_libraries(args.config, [name for name in LIBRARIES if name in str(error)])
             raise
         if args.cfg_options:

@@ -1,0 +1,14 @@
+_base_ = 'dat_pp::ade20k/dat-pp-tiny_fpn_8xb4-40k_ade20k-512x512.py'
+custom_imports = dict(imports=['dat_pp', 'own_modules.head'])
+model = dict(
+    neck=None,
+    decode_head=dict(
+        _delete_=True,
+        type='LastLevelHead',
+        in_channels=512,
+        in_index=3,
+        channels=512,
+        num_classes=150,
+        loss_decode=dict(type='CrossEntropyLoss'),
+    ),
+)
