@@ -4,13 +4,18 @@ mmengine looks only into packages that it lists by name, and knows mmseg as `mms
 `onedl-mmsegmentation`. The name of the module serves as well.
 """
 
-from mmengine.config import Config
+from functools import cache
+
+from mmengine.config import Config, utils
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import is_installed
 
 MODULE2PACKAGE['dat_pp'] = 'dat_pp'
 if not is_installed(MODULE2PACKAGE['mmseg']):
     MODULE2PACKAGE['mmseg'] = 'mmseg'
+
+# For every `_base_ = 'mmdet::...'` mmengine would parse all metafiles of the library again.
+utils.load = cache(utils.load)
 
 _get_cfg_path = Config._get_cfg_path
 

@@ -28,7 +28,6 @@ from typing import Any
 import torch
 import yaml
 from mmengine.config import Config
-from mmengine.config import utils as config_utils
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,9 +35,6 @@ sys.path.insert(0, str(ROOT / 'tools'))
 import dat_pp  # noqa: E402
 from common import UserError, read_config, run_main, silence, user_errors  # noqa: E402
 from preflight import check_model  # noqa: E402
-
-# mmengine parses all metafiles of a library for every base config that is taken from it.
-config_utils.load = cache(config_utils.load)
 
 
 @dataclass(frozen=True)
