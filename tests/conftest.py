@@ -6,7 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import os
+
 import pytest
+import torch
+
+if not torch.cuda.is_available():  # before triton is imported: kernels run in its interpreter
+    os.environ.setdefault('TRITON_INTERPRET', '1')
+
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 

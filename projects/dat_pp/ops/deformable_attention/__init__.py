@@ -2,11 +2,16 @@
 
 from torch import Tensor
 
-from ..backend import select_backend
+from ..backend import HAS_TRITON, select_backend
 from .blocked import blocked
 from .reference import reference
 
-BACKENDS = {'reference': reference, 'blocked': blocked}
+if HAS_TRITON:
+    from .fused import fused as triton
+else:
+    triton = None  # select_backend never chooses it
+
+BACKENDS = {'reference': reference, 'blocked': blocked, 'triton': triton}
 
 
 def deformable_attention(
@@ -40,14 +45,16 @@ def deformable_attention(
         query_y: Normalised y of the query rows, (H,).
         query_x: Normalised x of the query columns, (W,).
         dropout_p: Probability of dropping an attention weight; 0 when not training.
-        backend: ``'reference'`` (the definition; holds all logits) or ``'blocked'`` (bounded
-            memory). Default: the environment variable ``DAT_PP_BACKEND``, else ``'blocked'``.
+        backend: ``'reference'`` (the definition; holds all logits), ``'blocked'`` (bounded memory)
+            or ``'triton'`` (fused kernels for GPUs: float16, bfloat16 and float32, heads of up to
+            128 channels, no dropout). Default: the environment variable ``DAT_PP_BACKEND``, else
+            ``'triton'`` where it can run on a GPU, else ``'blocked'``.
 
     Returns:
         (B, h, H, W, d). Differentiable in q, k, v, positions and table.
 
     Raises:
-        ValueError: Shapes that do not fit, or an unknown backend.
+        ValueError: Shapes that do not fit, an unknown backend, or one that cannot run.
     """
     batch, heads, height, width, dim = q.shape
     samples = positions.shape[2]
@@ -62,5 +69,5 @@ def deformable_attention(
         raise ValueError(f'query_y and query_x must have {height} and {width} elements')
     if table is not None and (table.dim() != 3 or table.shape[0] != heads):
         raise ValueError(f'table must be ({heads}, rows, columns), got {tuple(table.shape)}')
-    run = select_backend(BACKENDS, 'blocked', backend)
+    run = select_backend(BACKENDS, q, k, v, dropout_p, backend)
     return run(q, k, v, positions, table, query_y, query_x, dropout_p)

@@ -2,11 +2,16 @@
 
 from torch import Tensor
 
-from ..backend import select_backend
+from ..backend import HAS_TRITON, select_backend
 from .blocked import blocked
 from .reference import reference
 
-BACKENDS = {'reference': reference, 'blocked': blocked}
+if HAS_TRITON:
+    from .fused import fused as triton
+else:
+    triton = None  # select_backend never chooses it
+
+BACKENDS = {'reference': reference, 'blocked': blocked, 'triton': triton}
 
 
 def neighborhood_attention(
@@ -29,15 +34,18 @@ def neighborhood_attention(
         v: Values, same shape.
         bias: Bias tables, (h, 2 K - 1, 2 K - 1) with K odd; K is read off this shape.
         dropout_p: Probability of dropping an attention weight; 0 when not training.
-        backend: ``'reference'`` (the definition; copies each key K * K times) or ``'blocked'``
-            (matrix products over tiles, bounded memory). Default: the environment variable
-            ``DAT_PP_BACKEND``, else ``'blocked'``.
+        backend: ``'reference'`` (the definition; copies each key K * K times), ``'blocked'``
+            (matrix products over tiles, bounded memory) or ``'triton'`` (fused kernels for GPUs:
+            float16, bfloat16 and float32, heads of up to 128 channels, no dropout). Default: the
+            environment variable ``DAT_PP_BACKEND``, else ``'triton'`` where it can run on a GPU,
+            else ``'blocked'``.
 
     Returns:
         (B, h, H, W, d). Differentiable in q, k, v and bias.
 
     Raises:
-        ValueError: Shapes that do not fit, a map smaller than K, or an unknown backend.
+        ValueError: Shapes that do not fit, a map smaller than K, an unknown backend, or one that
+            cannot run.
     """
     if k.shape != q.shape or v.shape != q.shape:
         raise ValueError(
@@ -53,4 +61,4 @@ def neighborhood_attention(
         )
     if min(height, width) < kernel:
         raise ValueError(f'a {height} x {width} map is smaller than the {kernel} x {kernel} window')
-    return select_backend(BACKENDS, 'blocked', backend)(q, k, v, bias, dropout_p)
+    return select_backend(BACKENDS, q, k, v, dropout_p, backend)(q, k, v, bias, dropout_p)
