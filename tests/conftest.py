@@ -1,12 +1,11 @@
 """What every test starts from, and the tools called in this process."""
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import os
 
 import pytest
 import torch
