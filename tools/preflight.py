@@ -35,9 +35,9 @@ def is_local(path: Any) -> bool:
     return isinstance(path, str) and '://' not in path
 
 
-def check_file(path: str, key: str) -> None:
+def check_file(path: str, key: str, advice: str = '') -> None:
     if is_local(path) and not osp.isfile(path):
-        raise UserError(f'{key}: no such file: {path}')
+        raise UserError(f'{key}: no such file: {path}{advice}')
 
 
 def check_model(cfg: Config, pretrained: bool = True) -> nn.Module:
@@ -54,8 +54,7 @@ def check_model(cfg: Config, pretrained: bool = True) -> nn.Module:
                 key = '.'.join(filter(None, ('model', name, 'init_cfg.checkpoint')))
                 scratch = f'or start from scratch with --cfg-options {key.rpartition(".")[0]}=None'
                 path = item['checkpoint']
-                if is_local(path) and not osp.isfile(path):
-                    raise UserError(f'{key}: no such file: {path}; download it, {scratch}')
+                check_file(path, key, f'; download it, {scratch}')
                 with silence(), user_errors(key, f'; name another checkpoint, {scratch}'):
                     module.init_weights()
     return model
@@ -93,6 +92,11 @@ def check_checkpoint(model: nn.Module, path: str, key: str) -> None:
 
 def check_start(model: nn.Module, path: str, key: str = 'load_from') -> None:
     """A checkpoint to start from must fill at least half of the backbone; heads may differ."""
+    converted = (
+        'a published file is first converted by tools/model_converters/published_to_mmlab.py'
+    )
+    scratch = f'--cfg-options {key}=None'
+    check_file(path, key, f'; put it there ({converted}), or start from scratch with {scratch}')
     state = _read_checkpoint(path, key)
     backbone = [name for name in model.state_dict() if name.startswith('backbone.')]
     expected = {name: model.state_dict()[name].shape for name in backbone}
@@ -100,8 +104,7 @@ def check_start(model: nn.Module, path: str, key: str = 'load_from') -> None:
     if len(fitting) < len(backbone) / 2:
         raise UserError(
             f'{key}: {path} is of another model: it fits {len(fitting)} of the {len(backbone)} '
-            'weights of the backbone; give a checkpoint of the same backbone (a published file is '
-            'first converted by tools/model_converters/published_to_mmlab.py)'
+            f'weights of the backbone; give a checkpoint of the same backbone ({converted})'
         )
 
 

@@ -77,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> Runner:
     cfg = load_config(args)
     merge_args(cfg, args)
 
-    if cfg.get('load_from'):
-        check_file(cfg.load_from, '--resume' if cfg.get('resume') else 'load_from')
+    if cfg.get('resume') and cfg.get('load_from'):
+        check_file(cfg.load_from, '--resume')
     model = check_model(cfg)
     if cfg.get('load_from'):
         if cfg.get('resume'):
