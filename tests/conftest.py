@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -35,18 +36,28 @@ class Outcome:
 
 
 @pytest.fixture(scope='session')
-def tools() -> dict:
-    """``main`` of train.py and test.py, and ``run_main``."""
-    sys.path.insert(0, str(TOOLS))
-    modules = {}
-    for name in ('common', 'train', 'test'):  # by path: `test` is a standard library module too
-        spec = importlib.util.spec_from_file_location(
-            name if name == 'common' else f'tool_{name}', TOOLS / f'{name}.py'
-        )
-        modules[name] = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = modules[name]
-        spec.loader.exec_module(modules[name])
-    return modules
+def load_tool() -> Callable[..., ModuleType]:
+    """Import a file below tools/ by its path: `test` is a standard library module too."""
+
+    def load(path: str, name: str) -> ModuleType:
+        folder = str((TOOLS / path).parent)
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        spec = importlib.util.spec_from_file_location(name, TOOLS / path)
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope='session')
+def tools(load_tool: Callable) -> dict[str, ModuleType]:
+    """What train.py and test.py share, and the two."""
+    common = load_tool('common.py', 'common')
+    return {'common': common} | {
+        name: load_tool(f'{name}.py', f'tool_{name}') for name in ('train', 'test')
+    }
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ config key. Data sets are checked by the first process only.
 
 import os
 import os.path as osp
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -65,29 +65,29 @@ def check_checkpoint(model: nn.Module, path: str, key: str) -> None:
 
     mmengine only warns about what does not fit and goes on with random weights.
     """
-    state = _read_checkpoint(path, key)
-    expected = model.state_dict()
-    missing = [name for name in expected if name not in state]
-    unexpected = [name for name in state if name not in expected]
-    shapes = [
-        f'{name} is {tuple(state[name].shape)} instead of {tuple(value.shape)}'
-        for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
-    ]
+    found = differences(model, _read_checkpoint(path, key))
     problems = [
-        f'{len(names)} {kind} (first: {names[0]})'
-        for names, kind in (
-            (missing, 'missing'),
-            (unexpected, 'unknown'),
-            (shapes, 'of another shape'),
-        )
-        if names
+        f'{len(names)} {kind} (first: {names[0]})' for kind, names in found.items() if names
     ]
     if problems:
         raise UserError(
             f'{key}: {path} does not fit the model: weights {", ".join(problems)}; '
             'give a checkpoint of this config'
         )
+
+
+def differences(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """What keeps weights from being exactly a model's, by kind."""
+    expected = model.state_dict()
+    return {
+        'missing': [name for name in expected if name not in state],
+        'unknown': [name for name in state if name not in expected],
+        'of another shape': [
+            f'{name} is {tuple(state[name].shape)} instead of {tuple(value.shape)}'
+            for name, value in expected.items()
+            if name in state and state[name].shape != value.shape
+        ],
+    }
 
 
 def check_start(model: nn.Module, path: str, key: str = 'load_from') -> None:

@@ -1,6 +1,5 @@
 """check_dataset.py on tiny data: what it counts, every kind of damage, one line about mistakes."""
 
-import importlib.util
 import json
 import multiprocessing
 import shutil
@@ -36,14 +35,8 @@ class Result:
 
 
 @pytest.fixture(scope='session')
-def tool(tools: dict) -> object:
-    """The module; ``tools`` makes its neighbours importable."""
-    sys.path.insert(0, str(MISC))
-    spec = importlib.util.spec_from_file_location('check_dataset', MISC / 'check_dataset.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def tool(tools: dict, load_tool: Callable) -> object:
+    return load_tool('misc/check_dataset.py', 'check_dataset')
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import importlib.util
 import os
-import sys
 from argparse import Namespace
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
@@ -33,14 +33,8 @@ CLASSIFIERS = {
 
 
 @pytest.fixture(scope='session')
-def tool(tools: dict) -> ModuleType:
-    """The module; ``tools`` makes its neighbours importable."""
-    path = ROOT / 'tools' / 'analysis_tools' / 'get_flops.py'
-    spec = importlib.util.spec_from_file_location('get_flops', path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def tool(tools: dict, load_tool: Callable) -> ModuleType:
+    return load_tool('analysis_tools/get_flops.py', 'get_flops')
 
 
 def _read(tool: ModuleType, name: str) -> Config:

@@ -4,7 +4,6 @@ import importlib.util
 import io
 import json
 import pickle
-import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -235,14 +234,9 @@ for _model in PUBLISHED[3], PUBLISHED[7]:
 
 
 @pytest.fixture(scope='session')
-def converter(tools: dict) -> object:
+def converter(tools: dict, load_tool: Callable) -> object:
     """The tool's module, imported after what it shares with train.py and test.py."""
-    path = ROOT / 'tools' / 'model_converters' / 'published_to_mmlab.py'
-    spec = importlib.util.spec_from_file_location('tool_published_to_mmlab', path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('model_converters/published_to_mmlab.py', 'tool_published_to_mmlab')
 
 
 @dataclass

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'tools'))
 import dat_pp  # noqa: E402
 from common import UserError, read_config, run_main, silence, user_errors  # noqa: E402
-from preflight import check_model  # noqa: E402
+from preflight import check_model, differences  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -149,17 +149,13 @@ def candidates(kind: Kind) -> list[Path]:
     return found
 
 
-def differences(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
-    """What keeps weights from being exactly a model's."""
-    expected = model.state_dict()
+def problems_of(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """What keeps weights from being exactly a model's, a line each."""
+    found = differences(model, weights)
     return [
-        *(f'{name} is missing' for name in expected if name not in weights),
-        *(f'{name} is not in the model' for name in weights if name not in expected),
-        *(
-            f'{name} is {tuple(weights[name].shape)} instead of {tuple(value.shape)}'
-            for name, value in expected.items()
-            if name in weights and weights[name].shape != value.shape
-        ),
+        *(f'{name} is missing' for name in found['missing']),
+        *(f'{name} is not in the model' for name in found['unknown']),
+        *found['of another shape'],
     ]
 
 
@@ -174,7 +170,7 @@ def fitting_configs(src: Path, weights: Mapping[str, Tensor], forced: Path | Non
             "init_cfg=dict(type='Pretrained', checkpoint=...)"
         )
     paths = candidates(kind) if forced is None else [forced]
-    problems = {path: differences(build(path), weights) for path in paths}
+    problems = {path: problems_of(build(path), weights) for path in paths}
     fitting = [path for path in paths if not problems[path]]
     if fitting:
         return fitting
