@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from mmengine.registry import MODELS
+from torch import nn
 
 from dat_pp import DAT
 from dat_pp.models.arch import DEFAULTS
@@ -278,6 +279,28 @@ def test_memory_layouts(arch: dict) -> None:
         assert out_last.is_contiguous()
         torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(out_last, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('arch', [TINY, dict(ALL_MIXERS, layer_scale_init_value=0.1), V1])
+@pytest.mark.parametrize('training', [False, True])
+def test_channels_last_throughout(arch: dict, training: bool) -> None:
+    """No layer falls back to NCHW, which the next one would have to undo; only the outputs are."""
+    model = build(arch, drop_path_rate=0.2, drop_rate=0.1).train(training)
+    blocks = [block for stage in model.stages for block in stage]
+    parts = [*model.stem, *model.downsamples, *blocks]
+    parts += [part for block in blocks for part in block.children() if part is not block.drop_path]
+    seen = set()
+
+    def check(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        seen.add(module)
+        for x in (*inputs, output):
+            assert x.is_contiguous(memory_format=torch.channels_last), type(module).__name__
+
+    for part in parts:
+        part.register_forward_hook(check)
+    outs = model(torch.rand(2, 3, 130, 162))
+    assert seen == set(parts)
+    assert all(out.is_contiguous() for out in outs)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .layers import DropPath, LayerNorm2d, LayerScale
+from .layers import DropPath, GELU2d, LayerNorm2d, LayerScale, PointwiseConv
 
 
 class FFN(nn.Module):
@@ -12,9 +12,9 @@ class FFN(nn.Module):
 
     def __init__(self, channels: int, ratio: int, drop: float = 0.0) -> None:
         super().__init__()
-        self.fc1 = nn.Conv2d(channels, ratio * channels, 1)
-        self.act = nn.GELU()
-        self.fc2 = nn.Conv2d(ratio * channels, channels, 1)
+        self.fc1 = PointwiseConv(channels, ratio * channels)
+        self.act = GELU2d()
+        self.fc2 = PointwiseConv(ratio * channels, channels)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:

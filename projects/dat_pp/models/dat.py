@@ -17,7 +17,7 @@ from .attention import (
     WindowAttention,
 )
 from .block import FFN, CheckpointedBlock, ConvFFN, ConvNeXtBlock, TransformerBlock
-from .layers import LayerNorm2d, PatchConv
+from .layers import GELU2d, LayerNorm2d, PatchConv
 
 
 @MODELS.register_module()
@@ -94,7 +94,8 @@ class DAT(BaseModule):
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        x = self.stem(x)
+        # Channels-last memory from here on: every layer keeps that of its input.
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
         outs = []
         for i, stage in enumerate(self.stages):
             if i > 0:
@@ -188,7 +189,7 @@ def _stem(in_channels: int, channels: int, overlapped: bool) -> nn.Sequential:
     return _named(
         conv1=nn.Conv2d(in_channels, channels // 2, 3, 2, 1),
         norm1=LayerNorm2d(channels // 2),
-        act=nn.GELU(),
+        act=GELU2d(),
         conv2=nn.Conv2d(channels // 2, channels, 3, 2, 1),
         norm2=LayerNorm2d(channels),
     )

@@ -1,4 +1,8 @@
-"""Small layers that the stem, the blocks and the attention modules share."""
+"""Small layers that the stem, the blocks and the attention modules share.
+
+Maps are (B, C, H, W) tensors in channels-last memory, so that the view (B, H, W, C) is contiguous.
+Layers that treat every position alike work on that view; other memory is right too, only slower.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +14,24 @@ class LayerNorm2d(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class GELU2d(nn.GELU):
+    """GELU of a (B, C, H, W) map; PyTorch's fast code on CPUs takes contiguous tensors only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class PointwiseConv(nn.Conv2d):
+    """1x1 convolution of a (B, C, H, W) map, as a matrix product."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
+        return out.permute(0, 3, 1, 2)
 
 
 class LayerScale(nn.Module):
@@ -60,7 +82,7 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 def merge_heads(x: Tensor) -> Tensor:
     """(B, heads, H, W, d) -> (B, heads * d, H, W)."""
-    return x.permute(0, 1, 4, 2, 3).flatten(1, 2)
+    return x.permute(0, 2, 3, 1, 4).flatten(3).permute(0, 3, 1, 2)
 
 
 def resize_table(table: Tensor, size: tuple[int, int]) -> Tensor:

@@ -8,10 +8,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops import attention, deformable_attention
-from ..layers import LayerNorm2d, PatchConv, merge_heads, resize_table, split_heads
+from ..layers import PointwiseConv, merge_heads, pad_bottom_right, resize_table, split_heads
 
 POSITION_BIASES = ('table', 'none', 'dwconv', 'fixed', 'log_cpb')
 COORDINATES = ('dat++', 'dat')
+
+
+class SharedDepthwiseConv(nn.Conv2d):
+    """Depthwise convolution with the same kernels for every group of channels.
+
+    (B, groups * channels, H, W) -> (B, groups * channels, H', W'). Repeating the kernels leaves the
+    map's memory as it is; moving the groups into the batch would copy it. Without padding, a map
+    smaller than the kernel is padded.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, stride: int, padding: int) -> None:
+        super().__init__(channels, channels, kernel_size, stride, padding, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.padding == (0, 0):
+            x = pad_bottom_right(x, *self.kernel_size)
+        groups = x.shape[1] // self.out_channels
+        weight, bias = self.weight.repeat(groups, 1, 1, 1), self.bias.repeat(groups)
+        return F.conv2d(x, weight, bias, self.stride, self.padding, groups=x.shape[1])
 
 
 class DeformableAttention(nn.Module):
@@ -64,25 +83,21 @@ class DeformableAttention(nn.Module):
         self.attn_drop = attn_drop
 
         group_channels = channels // groups
-        conv = PatchConv if kernel_size == stride else nn.Conv2d
         padding = 0 if kernel_size == stride else kernel_size // 2
         self.conv_offset = nn.Sequential()
         self.conv_offset.add_module(
-            'dwconv',
-            conv(
-                group_channels, group_channels, kernel_size, stride, padding, groups=group_channels
-            ),
+            'dwconv', SharedDepthwiseConv(group_channels, kernel_size, stride, padding)
         )
-        self.conv_offset.add_module('norm', LayerNorm2d(group_channels))
+        self.conv_offset.add_module('norm', nn.LayerNorm(group_channels))
         self.conv_offset.add_module('act', nn.GELU())
         self.conv_offset.add_module('proj', nn.Conv2d(group_channels, 2, 1, bias=False))
         if not use_offset:  # kept for the published checkpoints, which have it
             self.conv_offset.requires_grad_(False)
 
-        self.proj_q = nn.Conv2d(channels, channels, 1)
-        self.proj_k = nn.Conv2d(channels, channels, 1)
-        self.proj_v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.proj_q = PointwiseConv(channels, channels)
+        self.proj_k = PointwiseConv(channels, channels)
+        self.proj_v = PointwiseConv(channels, channels)
+        self.proj_out = PointwiseConv(channels, channels)
         self.drop = nn.Dropout(drop)
         self._build_bias(channels, native_size, kernel_size, padding)
 
@@ -129,13 +144,15 @@ class DeformableAttention(nn.Module):
 
     def sample_positions(self, q_map: Tensor) -> Tensor:
         """Normalised (y, x) of the samples, (B, g, Hk, Wk, 2), float32 (float64 for float64)."""
-        hidden = self.conv_offset.dwconv(q_map.unflatten(1, (self.groups, -1)).flatten(0, 1))
+        hidden = self.conv_offset.dwconv(q_map).permute(0, 2, 3, 1)
+        hidden = hidden.unflatten(-1, (self.groups, -1))  # (B, Hk, Wk, g, C / g)
         hidden = self.conv_offset.act(self.conv_offset.norm(hidden))
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         # Half precision would move samples by a noticeable part of a pixel.
         with torch.autocast(q_map.device.type, enabled=False):
-            offset = F.conv2d(hidden.to(dtype), self.conv_offset.proj.weight.to(dtype))
-            offset = offset.unflatten(0, (-1, self.groups)).movedim(2, -1)  # (B, g, Hk, Wk, 2)
+            weight = self.conv_offset.proj.weight.flatten(1).to(dtype)
+            offset = F.linear(hidden.to(dtype), weight)
+            offset = offset.movedim(3, 1).contiguous()  # (B, g, Hk, Wk, 2)
             size = offset.shape[2:4]
             reference = torch.stack(
                 torch.meshgrid(*(self.reference_points(n, offset) for n in size), indexing='ij'), -1
@@ -175,7 +192,9 @@ class DeformableAttention(nn.Module):
         groups = x.unflatten(1, (self.groups, -1)).flatten(0, 1)
         grid = positions.flip(-1).flatten(0, 1)  # grid_sample wants (x, y)
         sampled = F.grid_sample(groups.to(grid.dtype), grid, align_corners=True)
-        return sampled.unflatten(0, (-1, self.groups)).flatten(1, 2).to(x.dtype)
+        sampled = sampled.unflatten(0, (-1, self.groups)).flatten(1, 2)
+        # grid_sample writes NCHW; two projections read this.
+        return sampled.to(x.dtype, memory_format=torch.channels_last)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor | None) -> Tensor:
         """Attention of the queries (B, heads, H, W, d) to the samples, with the position bias."""

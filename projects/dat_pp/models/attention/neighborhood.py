@@ -44,5 +44,5 @@ class NeighborhoodAttention(nn.Module):
         qkv = self.qkv(x.permute(0, 2, 3, 1)).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = qkv.permute(3, 0, 4, 1, 2, 5)  # (B, heads, H, W, d) each
         x = neighborhood_attention(q, k, v, self.rpb, self.attn_drop if self.training else 0.0)
-        x = self.drop(self.proj(x.permute(0, 2, 3, 1, 4).flatten(3)))
-        return x[:, :height, :width].permute(0, 3, 1, 2)
+        x = x[:, :, :height, :width].permute(0, 2, 3, 1, 4).flatten(3)  # (B, H, W, C)
+        return self.drop(self.proj(x)).permute(0, 3, 1, 2)

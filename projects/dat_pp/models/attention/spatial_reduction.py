@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ...ops import attention
-from ..layers import LayerNorm2d, PatchConv, merge_heads, split_heads
+from ..layers import LayerNorm2d, PatchConv, PointwiseConv, merge_heads, split_heads
 
 
 class SpatialReductionAttention(nn.Module):
@@ -23,9 +23,9 @@ class SpatialReductionAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.attn_drop = attn_drop
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.kv = nn.Conv2d(channels, 2 * channels, 1)
-        self.proj = nn.Conv2d(channels, channels, 1)
+        self.q = PointwiseConv(channels, channels)
+        self.kv = PointwiseConv(channels, 2 * channels)
+        self.proj = PointwiseConv(channels, channels)
         self.drop = nn.Dropout(drop)
         self.reduction = nn.Identity()
         if ratio > 1:

@@ -55,21 +55,24 @@ class WindowAttention(nn.Module):
         w = self.window_size
         rows, columns = math.ceil(height / w), math.ceil(width / w)
         x = pad_bottom_right(x, rows * w, columns * w).permute(0, 2, 3, 1)
-        x = x.roll((-self.shift, -self.shift), (1, 2))
-        x = x.unflatten(2, (columns, w)).unflatten(1, (rows, w))  # (B, rows, w, columns, w, C)
-        x = x.transpose(2, 3).flatten(3, 4)  # (B, rows, columns, w * w, C)
-
+        if self.shift:
+            x = x.roll((-self.shift, -self.shift), (1, 2))
         qkv = self.proj_qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = qkv.permute(4, 0, 1, 2, 5, 3, 6)  # (B, rows, columns, heads, w * w, d) each
+        # (B, rows, w, columns, w, 3, heads, d) -> (B, rows, columns, heads, w * w, d) each; the
+        # matrix products of attention need that memory, so that this is the only copy.
+        qkv = qkv.unflatten(2, (columns, w)).unflatten(1, (rows, w))
+        q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6)
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
         if self.shift:
             bias = bias + shift_mask(rows, columns, w, self.shift, bias)
         x = attention(q, k, v, bias, self.attn_drop if self.training else 0.0)
 
-        x = self.drop(self.proj_out(x.transpose(3, 4).flatten(4)))
-        x = x.unflatten(3, (w, w)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        x = x.roll((self.shift, self.shift), (1, 2))
-        return x[:, :height, :width].permute(0, 3, 1, 2)
+        # (B, rows, columns, heads, w * w, d) -> (B, rows, w, columns, w, heads, d)
+        x = x.unflatten(4, (w, w)).permute(0, 1, 4, 2, 5, 3, 6)
+        x = x.flatten(5).flatten(3, 4).flatten(1, 2)
+        if self.shift:
+            x = x.roll((self.shift, self.shift), (1, 2))
+        return self.drop(self.proj_out(x[:, :height, :width])).permute(0, 3, 1, 2)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         """Resize a table of another window size, however the weights are loaded."""
