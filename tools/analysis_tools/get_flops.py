@@ -10,7 +10,7 @@ definition of every operator. Only shapes are computed: no weights, GPU or memor
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,9 +103,33 @@ def measure(cfg: Config, shape: Sequence[int] | None = None) -> Complexity:
     model = _build(cfg)
     image = torch.empty(1, 3, *shape, device=META)
     parts = {name: getattr(model, name, None) for name in PARTS[:2]}
-    counter = _Counter(parts)
+    with user_errors(f'config {cfg.filename}: cannot run at {size}'):
+        flops = count(lambda: _Inference(model, cfg.default_scope)(image), parts)
+    notes = [COUNTED]
+    if hasattr(model, 'roi_head'):
+        notes.append(COUNTED_REGIONS)
+    if getattr(model, 'auxiliary_head', None) is not None:
+        notes.append(COUNTED_AUXILIARY)
+    return Complexity(shape, _count_params(model), flops, tuple(notes))
+
+
+def count(
+    run: Callable[[], Any],
+    parts: Mapping[str, nn.Module | None] | None = None,
+    operators: Sequence[Any] | None = None,
+) -> dict[str, int]:
+    """Count what ``run`` does on the meta device, without gradients.
+
+    Args:
+        run: Calls a model that is on the meta device, as are its inputs.
+        parts: The modules whose multiply-adds count for one of ``PARTS``; the rest is 'heads'.
+        operators: Count these of ``COUNTS`` only.
+
+    Returns:
+        Multiply-adds for each of ``PARTS``.
+    """
+    counter = _Counter(parts or {}, operators or tuple(COUNTS))
     with (
-        user_errors(f'config {cfg.filename}: cannot run at {size}'),
         silence(),
         # The faster implementations of our operators do more arithmetic than their definition.
         mock.patch.dict(os.environ, DAT_PP_BACKEND='reference'),
@@ -113,13 +137,8 @@ def measure(cfg: Config, shape: Sequence[int] | None = None) -> Complexity:
         counter,
         _SayCPU(),
     ):
-        _Inference(model, cfg.default_scope)(image)
-    notes = [COUNTED]
-    if hasattr(model, 'roi_head'):
-        notes.append(COUNTED_REGIONS)
-    if getattr(model, 'auxiliary_head', None) is not None:
-        notes.append(COUNTED_AUXILIARY)
-    return Complexity(shape, _count_params(model), counter.flops, tuple(notes))
+        run()
+    return counter.flops
 
 
 def measure_params(cfg: Config) -> dict[str, int]:
@@ -222,6 +241,8 @@ COUNTS = {
     aten._adaptive_avg_pool2d: lambda out, x, *_: x.numel(),
     aten.mean: _pooling_to_one,
 }
+PRODUCTS = (aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.convolution)
+"""Those of ``COUNTS`` whose multiply-adds are a matrix product's."""
 
 
 class _Counter(TorchDispatchMode):
@@ -233,8 +254,9 @@ class _Counter(TorchDispatchMode):
 
     LARGE = 10_000
 
-    def __init__(self, parts: dict[str, nn.Module | None]) -> None:
+    def __init__(self, parts: Mapping[str, nn.Module | None], operators: Sequence[Any]) -> None:
         super().__init__()
+        self.operators = operators
         self.flops = dict.fromkeys(PARTS, 0)
         self.part = 'heads'
         for name, module in parts.items():
@@ -255,7 +277,7 @@ class _Counter(TorchDispatchMode):
             out = func(*args, **kwargs)
         if isinstance(out, Tensor) and out.numel() > self.LARGE:
             out = _to_meta(out)
-        if func.overloadpacket in COUNTS:
+        if func.overloadpacket in self.operators:
             first = out[0] if isinstance(out, tuple) else out
             self.flops[self.part] += COUNTS[func.overloadpacket](first, *args, **kwargs)
         return out
