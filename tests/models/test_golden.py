@@ -73,17 +73,28 @@ def test_golden(case: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> Non
             assert (grad * probe).sum().item() == pytest.approx(dot, abs=tolerance), name
 
 
-def test_golden_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv('DAT_PP_BACKEND', 'triton')
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    case = 'pp_micro_small_input'
+def _float32_output(case: str, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first output of a case in float32, and the golden one."""
     model = _build(case).eval()
     model.load_state_dict(convert_published(golden.published_state(case, model)[0]))
     x = golden.values.model_input(case, golden.CASES[case]['input_shape'])
     with torch.no_grad():
-        out = model.to(device, torch.float32)(torch.from_numpy(x).to(device, torch.float32))
-    (want,) = golden.outputs(case)
-    assert (out.cpu() - want).abs().max() <= 1e-5 * want.abs().max()
+        outs = model.to(device, torch.float32)(torch.from_numpy(x).to(device, torch.float32))
+    return (outs if isinstance(outs, torch.Tensor) else outs[0]).cpu(), golden.outputs(case)[0]
+
+
+def test_golden_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('DAT_PP_BACKEND', 'triton')
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    out, want = _float32_output('pp_micro_small_input', device)
+    assert (out - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+@pytest.mark.parametrize('case', golden.CASES)
+def test_golden_native(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('DAT_PP_BACKEND', 'native')
+    out, want = _float32_output(case, 'cpu')
+    assert (out - want).abs().max() <= 1e-5 * want.abs().max()
 
 
 PARAMETERS = {

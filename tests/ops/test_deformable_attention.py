@@ -129,7 +129,9 @@ def test_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
         deformable_attention(q, k, v, positions, table[1:], query_y, query_x)
     with pytest.raises(ValueError, match='query_y and query_x must have 5 and 2 elements'):
         deformable_attention(q, k, v, positions, table, query_x, query_y)
-    with pytest.raises(ValueError, match="backend is 'cuda'; choose one of blocked, reference"):
+    with pytest.raises(
+        ValueError, match="backend is 'cuda'; choose one of blocked, native, reference"
+    ):
         deformable_attention(*CASES['groups'], backend='cuda')
     monkeypatch.setenv('DAT_PP_BACKEND', 'magic')
     with pytest.raises(ValueError, match="DAT_PP_BACKEND is 'magic'"):

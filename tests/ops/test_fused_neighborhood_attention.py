@@ -1,4 +1,4 @@
-"""Neighborhood attention in Triton, and the blocked backend, against the float64 reference."""
+"""Neighborhood attention in Triton, on CPUs and blocked, against the float64 reference."""
 
 import pytest
 import torch
@@ -11,7 +11,13 @@ from torch.utils.checkpoint import checkpoint
 from dat_pp.ops import neighborhood_attention
 from dat_pp.ops.neighborhood_attention import triton as fused
 
+BACKENDS = ['triton', 'blocked', *(['native'] if DEVICE == 'cpu' else [])]
 ALL = range(4)  # q, k, v, bias
+
+
+@pytest.fixture(params=[name for name in BACKENDS if name != 'blocked'])
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 def make(
@@ -29,7 +35,7 @@ def make(
     return [*maps, random(heads, side, side, seed=seed + 3)]
 
 
-@pytest.mark.parametrize('backend', ['triton', 'blocked'])
+@pytest.mark.parametrize('backend', BACKENDS)
 @settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
     batch=st.integers(1, 2),
@@ -44,15 +50,32 @@ def test_random(backend: str, beyond: tuple[int, int], kernel: int, **case) -> N
     check(neighborhood_attention, make(size=size, kernel=kernel, **case), backend, ALL)
 
 
+@pytest.mark.skipif(DEVICE != 'cpu', reason='the kernels for CPUs; the tests run on the GPU')
+@settings(max_examples=40, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(
+    batch=st.integers(1, 2),
+    heads=st.integers(1, 3),
+    beyond=st.tuples(st.integers(0, 40), st.integers(0, 40)),
+    dim=st.sampled_from([7, 16, 32, 48, 64]),
+    kernel=st.sampled_from([1, 3, 5, 7, 9, 11, 13, 15, 17]),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    seed=st.integers(0, 1000),
+)
+def test_native_tiles(beyond: tuple[int, int], kernel: int, **case) -> None:
+    """Several tiles and bands of rows, every window that fits."""
+    size = (kernel + beyond[0], kernel + beyond[1])
+    check(neighborhood_attention, make(size=size, kernel=kernel, **case), 'native', ALL)
+
+
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
-def test_dtypes(dtype: torch.dtype) -> None:
+def test_dtypes(backend: str, dtype: torch.dtype) -> None:
     """Several images and heads."""
-    check(neighborhood_attention, make(2, 2, (4, 6), 32, 3, dtype), 'triton', ALL)
+    check(neighborhood_attention, make(2, 2, (4, 6), 32, 3, dtype), backend, ALL)
 
 
-def test_tiles() -> None:
+def test_tiles(backend: str) -> None:
     """Tiles at every border of the map, one in its middle, parts of tiles."""
-    check(neighborhood_attention, make(size=(17, 18)), 'triton', ALL)
+    check(neighborhood_attention, make(size=(17, 18)), backend, ALL)
 
 
 @pytest.mark.parametrize('kernel', [5, 7, 13])
@@ -64,33 +87,33 @@ def test_large_windows(kernel: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize('offset', [0, 1e4, -1e4])
-def test_large_logits(offset: float) -> None:
+def test_large_logits(backend: str, offset: float) -> None:
     """Logits of thousands, of which float32 keeps three digits after the point."""
     q, k, v, bias = make(size=(5, 5))
-    check(neighborhood_attention, [q * 8, k, v, bias + offset], 'triton', ALL, factor=1000)
+    check(neighborhood_attention, [q * 8, k, v, bias + offset], backend, ALL, factor=1000)
 
 
-def test_strides() -> None:
+def test_strides(backend: str) -> None:
     """Views into one map of queries, keys and values, as the model makes them."""
     maps = random(2, 4, 5, 3, 1, 16, seed=1).permute(3, 0, 4, 1, 2, 5)
     bias = random(1, 5, 5, seed=2).transpose(1, 2)
     outs = []
     for inputs in ([*maps, bias], [t.contiguous() for t in (*maps, bias)]):
         leaves = [t.detach().requires_grad_() for t in inputs]
-        out = neighborhood_attention(*leaves, backend='triton')
+        out = neighborhood_attention(*leaves, backend=backend)
         weight = random(16, 5, 4, 1, 2, seed=5).permute(4, 3, 2, 1, 0)
         outs.append([out, *torch.autograd.grad((out * weight).sum(), leaves)])
     for a, b in zip(*outs, strict=True):
         assert torch.equal(a, b)
 
 
-def test_deterministic() -> None:
+def test_deterministic(backend: str) -> None:
     inputs = [t.requires_grad_() for t in make(2)]
     torch.use_deterministic_algorithms(True)
     try:
         first, second = (
             torch.autograd.grad(
-                neighborhood_attention(*inputs, backend='triton').square().sum(), inputs
+                neighborhood_attention(*inputs, backend=backend).square().sum(), inputs
             )
             for _ in range(2)
         )
@@ -100,13 +123,13 @@ def test_deterministic() -> None:
         assert torch.equal(a, b)
 
 
-def test_autocast_and_checkpoint() -> None:
+def test_autocast_and_checkpoint(backend: str) -> None:
     """Half-precision queries beside a float32 bias; recomputing changes nothing."""
     leaves = [t.requires_grad_() for t in make()]
 
     def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         q, k, v = (t @ torch.eye(16, device=DEVICE) for t in (q, k, v))
-        return neighborhood_attention(q, k, v, bias, backend='triton')
+        return neighborhood_attention(q, k, v, bias, backend=backend)
 
     gradients = []
     for recompute in (False, True):
@@ -119,14 +142,16 @@ def test_autocast_and_checkpoint() -> None:
         assert torch.equal(a, b)
 
 
-def test_opcheck() -> None:
+def test_opcheck(backend: str) -> None:
     inputs = [t.requires_grad_() for t in make(size=(3, 4), dim=8)]
-    torch.library.opcheck(torch.ops.dat_pp.neighborhood_attention, inputs)
+    prefix = '' if backend == 'triton' else f'{backend}_'
+    operator = getattr(torch.ops.dat_pp, f'{prefix}neighborhood_attention')
+    torch.library.opcheck(operator, inputs)
 
 
-def test_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One graph, the choice of the backend in it, forward and backward, at two sizes."""
-    monkeypatch.setenv('DAT_PP_BACKEND', 'triton')
+    monkeypatch.setenv('DAT_PP_BACKEND', backend)
 
     @torch.compile(fullgraph=True, backend='aot_eager', dynamic=True)
     def run(*inputs: Tensor) -> Tensor:
@@ -141,15 +166,15 @@ def test_compile(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_export() -> None:
+def test_export(backend: str) -> None:
     class Module(torch.nn.Module):
         def forward(self, *inputs: Tensor) -> Tensor:
-            return neighborhood_attention(*inputs, backend='triton')
+            return neighborhood_attention(*inputs, backend=backend)
 
     inputs = make()
     program = torch.export.export(Module(), tuple(inputs))
     operators = [str(node.target) for node in program.graph.nodes]
-    assert 'dat_pp.neighborhood_attention.default' in operators
+    assert any(name.endswith('neighborhood_attention.default') for name in operators)
     assert torch.equal(program.module()(*inputs), Module()(*inputs))
 
 

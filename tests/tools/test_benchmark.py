@@ -206,7 +206,7 @@ def test_backends(
         contestant.run()
         found[contestant.name] = set(used)
         assert os.environ.get(VARIABLE) == user
-    for name, backend in zip(names, ('blocked', 'blocked', 'reference'), strict=True):
+    for name, backend in zip(names, ('native', 'blocked', 'reference'), strict=True):
         forced = name.partition(':')[2] or None
         assert found[name] == {(operator, backend, forced) for operator in MODULES}
     assert list(models.built) == ['dat-t++']
@@ -256,7 +256,7 @@ def test_shapes_are_those_of_the_model(
             seen[call] = len(seen)
             return run(*args)
 
-        monkeypatch.setitem(module.BACKENDS, 'blocked', record)
+        monkeypatch.setitem(module.BACKENDS, 'native', record)
     size = tool.contestants.Size(1, 70, 100)
     arch = dict(base='dat-t++', mixers=['ND', 'ND', 'ND', 'D'])
     with torch.no_grad():
@@ -503,7 +503,9 @@ def test_profile(
         for times in (row['classes_s'], row['operators_s']):
             assert sum(times.values()) == pytest.approx(row['total_s'], rel=1e-3)
             assert list(times.values()) == sorted(times.values(), reverse=True)
-        assert {'convolution', 'matrix product', 'sampling', 'softmax'} <= row['classes_s'].keys()
+        attention = 'softmax' if 'reference' in row['name'] else 'fused attention'
+        expected = {'convolution', 'matrix product', 'sampling', attention}
+        assert expected <= row['classes_s'].keys()
     assert 'autograd' not in results[0]['classes_s']
     assert 'autograd' in results[2]['classes_s']
     table = (tmp_path / 'profile.md').read_text()
@@ -543,6 +545,7 @@ def test_classes(tool: SimpleNamespace) -> None:
         'aten::roll': 'copy and layout',
         'aten::_scaled_dot_product_flash_attention_for_cpu': 'fused attention',
         'dat_pp::deformable_attention_backward': 'fused attention',
+        'GeneratedBackwardFor_dat_pp_native_attention_defaultBackward': 'fused attention',
         'autograd::engine::evaluate_function: MmBackward0': 'autograd',
         'aten::dropout': 'rest',
     }
@@ -603,8 +606,8 @@ def test_mistakes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    monkeypatch.setattr(
-        tool.contestants, 'triton_obstacle', lambda *_: 'there is no GPU in this test'
+    monkeypatch.setitem(
+        tool.contestants.OBSTACLES, 'triton', lambda *_: 'there is no GPU in this test'
     )
     folder = tmp_path / 'out'
     try:

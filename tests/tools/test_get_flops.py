@@ -152,6 +152,11 @@ def test_output(tool: ModuleType, capsys: pytest.CaptureFixture) -> None:
     assert any('Auxiliary heads' in row for row in rows)
 
 
+def test_one_row(tool: ModuleType) -> None:
+    """The last map has a single row of several columns."""
+    assert tool.measure(_read(tool, 'digits/classification'), (32, 64)).total_flops > 0
+
+
 def test_default_shapes(tool: ModuleType) -> None:
     shapes = {'mask-rcnn': (800, 1280), 'upernet': (512, 2048), 'classification': (48, 48)}
     for name, shape in shapes.items():

@@ -16,7 +16,7 @@ from common import LIBRARIES, UserError
 from dat_pp import DAT
 from dat_pp.models.arch import ARCH_SETTINGS, NUM_STAGES, resolve_arch
 from dat_pp.ops import deformable_attention, neighborhood_attention
-from dat_pp.ops.backend import ENVIRONMENT_VARIABLE, triton_obstacle
+from dat_pp.ops.backend import ENVIRONMENT_VARIABLE, OBSTACLES
 from dat_pp.ops.deformable_attention import BACKENDS
 from get_flops import META, PRODUCTS, count
 
@@ -108,7 +108,7 @@ def _check(
             f'{option}: unknown backend {backend!r} in {name!r}; choose one of {choices}'
         )
     heads = torch.empty(HEAD_SIZE, dtype=setting.dtype, device=setting.device)
-    obstacle = triton_obstacle(heads, heads, heads, 0.0) if backend == 'triton' else None
+    obstacle = OBSTACLES[backend](heads, heads, heads, 0.0) if backend in OBSTACLES else None
     if obstacle:
         raise UserError(f'{option}: {name!r} cannot run: {obstacle}')
 

@@ -53,8 +53,9 @@ def class_of(name: str) -> str:
     """Class of an operator, by its name in a profile."""
     if name == WHOLE:
         return OUTSIDE
-    namespace, colons, operator = name.partition('::')
-    if colons and namespace == 'dat_pp':
+    namespace, _, operator = name.partition('::')
+    # With gradients the forward pass of a custom operator runs in a node named after it.
+    if namespace == 'dat_pp' or name.startswith('GeneratedBackwardFor_dat_pp_'):
         return 'fused attention'
     if namespace != 'aten':  # nodes of the graph, what calls them, and gradients' sums
         return AUTOGRAD

@@ -175,7 +175,7 @@ class DeformableAttention(nn.Module):
     def reference_points(self, length: int, like: Tensor) -> Tensor:
         """Normalised pixel centres of an axis, (length,)."""
         if length == 1:  # the DAT++ formula divides by zero; the one point is the middle
-            return like.new_zeros(1)
+            return torch.zeros(1, dtype=like.dtype, device=like.device)
         centres = torch.arange(length, dtype=like.dtype, device=like.device) + 0.5
         return centres * 2 / self.steps(length) - 1
 
@@ -184,7 +184,7 @@ class DeformableAttention(nn.Module):
         if self.coordinates == 'dat':
             return self.reference_points(length, like)
         if length == 1:
-            return like.new_zeros(1)
+            return torch.zeros(1, dtype=like.dtype, device=like.device)
         return torch.arange(length, dtype=like.dtype, device=like.device) * 2 / (length - 1) - 1
 
     def sample(self, x: Tensor, positions: Tensor) -> Tensor:

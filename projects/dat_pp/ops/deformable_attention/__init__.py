@@ -4,6 +4,7 @@ from torch import Tensor
 
 from ..backend import HAS_TRITON, select_backend
 from .blocked import blocked
+from .native import native
 from .reference import reference
 
 if HAS_TRITON:
@@ -11,7 +12,7 @@ if HAS_TRITON:
 else:
     triton = None  # select_backend never chooses it
 
-BACKENDS = {'reference': reference, 'blocked': blocked, 'triton': triton}
+BACKENDS = {'reference': reference, 'blocked': blocked, 'native': native, 'triton': triton}
 
 
 def deformable_attention(
@@ -45,10 +46,11 @@ def deformable_attention(
         query_y: Normalised y of the query rows, (H,).
         query_x: Normalised x of the query columns, (W,).
         dropout_p: Probability of dropping an attention weight; 0 when not training.
-        backend: ``'reference'`` (the definition; holds all logits), ``'blocked'`` (bounded memory)
-            or ``'triton'`` (fused kernels for GPUs: float16, bfloat16 and float32, heads of up to
-            128 channels, no dropout). Default: the environment variable ``DAT_PP_BACKEND``, else
-            ``'triton'`` where it can run on a GPU, else ``'blocked'``.
+        backend: ``'reference'`` (the definition; holds all logits), ``'blocked'`` (bounded memory),
+            ``'native'`` (compiled for the CPU) or ``'triton'`` (for GPUs). The last two have
+            float16, bfloat16 and float32, heads of up to 64 and 128 channels, and no dropout.
+            Default: the environment variable ``DAT_PP_BACKEND``, else the last two where they can
+            run, else ``'blocked'``.
 
     Returns:
         (B, h, H, W, d). Differentiable in q, k, v, positions and table.

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from ..autograd import register_backward
 from ..kernels import INTERPRETED, block_of, launch, precision_of
 from .kernels import (
     forward_kernel,
@@ -84,23 +85,20 @@ def _backward(
     query_x: Tensor,
     out: Tensor,
     lse: Tensor,
-    table_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, positions and table; of no table, and where not asked for, (0,)."""
+    """Gradients of q, k, v, positions and table; of no table (0,)."""
     sizes, flags = _sizes(q, positions, table), _flags(q, table)
     q, k, v, positions = (t.contiguous() for t in (q, k, v, positions))
     grad_out, query_y, query_x = (t.contiguous() for t in (grad_out, query_y, query_x))
     inputs = q, k, v, positions, _padded(table, q), query_y, query_x
-    grad_q, delta, grad_table = _query_and_table_gradients(
-        inputs, out, lse, grad_out, sizes, flags, table_gradient
-    )
+    grad_q, delta, grad_table = _query_and_table_gradients(inputs, out, lse, grad_out, sizes, flags)
     grad_k, grad_v, grad_positions = _sample_gradients(inputs, lse, delta, grad_out, sizes, flags)
     return grad_q, grad_k, grad_v, grad_positions, grad_table
 
 
 @_backward.register_fake
-def _(grad_out, q, k, v, positions, table, query_y, query_x, out, lse, table_gradient):
-    grad_table = table.new_empty(table.shape) if table_gradient else positions.new_empty(0)
+def _(grad_out, q, k, v, positions, table, query_y, query_x, out, lse):
+    grad_table = positions.new_empty(0) if table is None else table.new_empty(table.shape)
     grads = (t.new_empty(t.shape) for t in (q, k, v, positions))
     return *grads, grad_table
 
@@ -112,10 +110,10 @@ def _query_and_table_gradients(
     grad_out: Tensor,
     sizes: tuple[int, ...],
     flags: dict,
-    table_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of q, sum(out * grad_out) of each query, and the gradient of the table."""
     q, _, _, positions, _, query_y, query_x = inputs
+    has_table = flags['HAS_TABLE']
     batch, heads, height, width, _ = q.shape
     _, _, queries, _, samples, rows, columns = sizes
     grad_q, delta = torch.empty_like(q), torch.empty_like(lse)
@@ -123,7 +121,7 @@ def _query_and_table_gradients(
     # A slab: some images, or, where one image is too much, some rows of one.
     slab_rows, slab_images = height, batch
     grad_logits = grad_table = positions.new_empty(0)
-    if table_gradient:
+    if has_table:
         slab_rows = min(height, max(1, MAX_LOGITS // (heads * samples * width)))
         slab_images = min(batch, max(1, MAX_LOGITS // (heads * samples * queries)))
         grad_logits = q.new_empty(slab_images * heads * samples * slab_rows * width)
@@ -143,16 +141,16 @@ def _query_and_table_gradients(
             launch(
                 query_gradient_kernel, grid,
                 *inputs, out, lse, grad_out, grad_q, delta, grad_logits, *sizes,
-                image * heads, row * width, slab * width, STORE=table_gradient, **flags,
+                image * heads, row * width, slab * width, STORE=has_table, **flags,
             )  # fmt: skip
-            if table_gradient:
+            if has_table:
                 table_gradient_kernel[(splits * heads * tiles,)](
                     grad_logits, positions, query_y, query_x, grad_table, *sizes,
                     image, images, row, slab, splits,
                     PRECISION=flags['PRECISION'], BLOCK_T=block,
                     BLOCK_Q=16 if INTERPRETED.value else 32,
                 )  # fmt: skip
-    return grad_q, delta, grad_table.sum(0) if table_gradient else grad_table
+    return grad_q, delta, grad_table.sum(0) if has_table else grad_table
 
 
 def _sample_gradients(
@@ -184,24 +182,7 @@ def _sample_gradients(
     return grad_k.to(k.dtype), grad_v.to(v.dtype), grad_positions
 
 
-def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
-    ctx.save_for_backward(*inputs, *output)
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _run_backward(
-    ctx: torch.autograd.function.FunctionCtx, grad_out: Tensor | None, _: None
-) -> tuple[Tensor | None, ...]:
-    if grad_out is None:
-        return (None,) * 7
-    saved = ctx.saved_tensors  # once: a second time checkpointing would refuse
-    table_gradient = saved[4] is not None and ctx.needs_input_grad[4]
-    *grads, grad_table = _backward(grad_out, *saved, table_gradient)
-    return *grads, grad_table if table_gradient else None, None, None
-
-
-_forward.register_autograd(_run_backward, setup_context=_setup_context)
+register_backward(_forward, _backward)
 
 
 def fused(

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from ..backend import HAS_TRITON, select_backend
 from .blocked import blocked
+from .native import MAX_KERNEL, native
 from .reference import reference
 
 if HAS_TRITON:
@@ -11,7 +12,7 @@ if HAS_TRITON:
 else:
     triton = None  # select_backend never chooses it
 
-BACKENDS = {'reference': reference, 'blocked': blocked, 'triton': triton}
+BACKENDS = {'reference': reference, 'blocked': blocked, 'native': native, 'triton': triton}
 
 
 def neighborhood_attention(
@@ -35,10 +36,10 @@ def neighborhood_attention(
         bias: Bias tables, (h, 2 K - 1, 2 K - 1) with K odd; K is read off this shape.
         dropout_p: Probability of dropping an attention weight; 0 when not training.
         backend: ``'reference'`` (the definition; copies each key K * K times), ``'blocked'``
-            (matrix products over tiles, bounded memory) or ``'triton'`` (fused kernels for GPUs:
-            float16, bfloat16 and float32, heads of up to 128 channels, no dropout). Default: the
-            environment variable ``DAT_PP_BACKEND``, else ``'triton'`` where it can run on a GPU,
-            else ``'blocked'``.
+            (matrix products over tiles, bounded memory), ``'native'`` (compiled for the CPU) or
+            ``'triton'`` (for GPUs). The last two have float16, bfloat16 and float32, heads of up to
+            64 and 128 channels, and no dropout, the CPU's K up to 17. Default: the environment
+            variable ``DAT_PP_BACKEND``, else the last two where they can run, else ``'blocked'``.
 
     Returns:
         (B, h, H, W, d). Differentiable in q, k, v and bias.
@@ -61,4 +62,8 @@ def neighborhood_attention(
         )
     if min(height, width) < kernel:
         raise ValueError(f'a {height} x {width} map is smaller than the {kernel} x {kernel} window')
-    return select_backend(BACKENDS, q, k, v, dropout_p, backend)(q, k, v, bias, dropout_p)
+    further = {}
+    if kernel > MAX_KERNEL:
+        further['native'] = f'a window of {kernel} is above {MAX_KERNEL}'
+    run = select_backend(BACKENDS, q, k, v, dropout_p, backend, further)
+    return run(q, k, v, bias, dropout_p)

@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..autograd import register_backward
 from ..kernels import block_of, launch
 from .kernels import TILE, forward_kernel, key_gradient_kernel, query_gradient_kernel
 
@@ -68,21 +69,7 @@ def _(grad_out, q, k, v, bias, out, lse):
     return tuple(t.new_empty(t.shape) for t in (q, k, v, bias))
 
 
-def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
-    ctx.save_for_backward(*inputs, *output)
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _run_backward(
-    ctx: torch.autograd.function.FunctionCtx, grad_out: Tensor | None, _: None
-) -> tuple[Tensor | None, ...]:
-    if grad_out is None:
-        return (None,) * 4
-    return _backward(grad_out, *ctx.saved_tensors)
-
-
-_forward.register_autograd(_run_backward, setup_context=_setup_context)
+register_backward(_forward, _backward)
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout_p: float = 0.0) -> Tensor:
