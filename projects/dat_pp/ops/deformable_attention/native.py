@@ -8,6 +8,9 @@ from torch import Tensor
 from ..autograd import register_backward
 from ..native import as_heads, as_map, call, heads_last, padded_size, splits_of
 
+TILE = 32, 16
+"""Rows and columns of queries of a tile in native.cpp (8 columns without AVX-512)."""
+
 
 def _inputs(
     q: Tensor,
@@ -70,7 +73,8 @@ def _backward(
     sizes, maps, arrays = _inputs(q, k, v, positions, table, query_y, query_x)
     dim, padded, batch, heads, groups, height, width, samples, rows, columns, _ = sizes
     grad_q = heads_last(maps[0])
-    splits = splits_of(batch * heads, math.ceil(height / 32) * math.ceil(width / 16))
+    tiles = math.ceil(height / TILE[0]) * math.ceil(width / TILE[1])
+    splits = splits_of(batch * heads, tiles)
     grads = [
         lse.new_zeros(splits, batch, heads, *shape)
         for shape in ((samples, padded), (samples, padded), (samples, 2), (rows, columns))
