@@ -1,12 +1,9 @@
 """What every test starts from, and the tools called in this process."""
 
-import importlib.util
+import importlib
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -17,7 +14,7 @@ if not torch.cuda.is_available():  # before triton is imported: kernels run in i
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 
-TOOLS = Path(__file__).parents[1] / 'tools'
+from dat_pp.engine.errors import run_main
 
 
 @pytest.fixture(autouse=True)
@@ -35,47 +32,23 @@ class Outcome:
     runner: object
 
 
-@pytest.fixture(scope='session')
-def load_tool() -> Callable[..., ModuleType]:
-    """Import a file below tools/ by its path: `test` is a standard library module too."""
-
-    def load(path: str, name: str) -> ModuleType:
-        folder = str((TOOLS / path).parent)
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
-        spec = importlib.util.spec_from_file_location(name, TOOLS / path)
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
-
-
-@pytest.fixture(scope='session')
-def tools(load_tool: Callable) -> dict[str, ModuleType]:
-    """What train.py and test.py share, and the two."""
-    common = load_tool('common.py', 'common')
-    return {'common': common} | {
-        name: load_tool(f'{name}.py', f'tool_{name}') for name in ('train', 'test')
-    }
-
-
 @pytest.fixture
-def run(tools: dict, capfd: pytest.CaptureFixture) -> Callable[..., Outcome]:
+def run(capfd: pytest.CaptureFixture) -> Callable[..., Outcome]:
     """Call a tool as its script does: ``run('train', config, '--amp')``."""
 
     def call(name: str, *argv: object) -> Outcome:
         runner = None
+        tool = importlib.import_module(f'dat_pp.engine.{name}')
 
         def main(arguments: list[str]) -> None:
             nonlocal runner
-            runner = tools[name].main(arguments)
+            runner = tool.main(arguments)
 
         # mmengine keeps visualizers by name for the life of a process.
         for kind in (Visualizer, *Visualizer.__subclasses__()):
             kind._instance_dict.clear()
         capfd.readouterr()
-        code = tools['common'].run_main(main, [str(arg) for arg in argv])
+        code = run_main(main, [str(arg) for arg in argv])
         return Outcome(code, capfd.readouterr().err.splitlines(), runner)
 
     return call

@@ -4,11 +4,11 @@ Importing this package registers the backbone ``DAT`` in mmengine's root registr
 registries of all three libraries fall back to, and the published learning rate schedule beside it.
 """
 
-from . import packages  # noqa: F401  tells mmengine about this package
-from .checkpoint import convert_published
+from .compat import mmengine as _  # noqa: F401  tells mmengine about this package
+from .engine.schedulers import LateCosineAnnealingLR
 from .models import DAT
 from .ops import deformable_attention, neighborhood_attention
-from .schedulers import LateCosineAnnealingLR
+from .weights import convert_published
 
 __version__ = '0.1.0'
 __all__ = [

@@ -1,6 +1,5 @@
 """Each digits config builds, reads its data, and takes a training step that reaches every part."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +9,10 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, save_checkpoint
 
 import dat_pp  # noqa: F401
+from demo.digits import data as digits
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs' / 'digits'
-sys.path.insert(0, str(ROOT / 'tools' / 'dataset_converters'))
-import digits  # noqa: E402
 
 LIBRARIES = {'classification': 'mmpretrain', 'mask-rcnn': 'mmdet', 'upernet': 'mmseg'}
 DENSE = ['mask-rcnn', 'upernet']

@@ -1,16 +1,16 @@
 """The model tables and metafiles: complete, with the published results, and as generated."""
 
-import importlib
 import re
 import shutil
-import sys
 from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
 from mmengine.config import Config
+
+from dat_pp.engine import model_zoo as zoo
+from dat_pp.engine.errors import run_main
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ('imagenet', 'coco', 'ade20k')
@@ -63,20 +63,13 @@ TASKS = {
 }
 
 
-@pytest.fixture(scope='session')
-def zoo(tools: dict) -> ModuleType:
-    """The generator; ``tools`` makes its neighbours importable."""
-    sys.path.insert(0, str(ROOT / 'tools' / 'misc'))
-    return importlib.import_module('update_model_zoo')
-
-
 @pytest.fixture(scope='session', params=FOLDERS)
 def folder(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(scope='session')
-def configs(folder: str, zoo: ModuleType) -> dict[str, Config]:
+def configs(folder: str) -> dict[str, Config]:
     return zoo.read_configs(ROOT / 'configs' / folder)
 
 
@@ -125,20 +118,20 @@ def test_results_on_the_page(folder: str) -> None:
         assert cells[-2:] == ['-' if v is None else str(round(v, 2)) for v in values]
 
 
-def test_parameters(folder: str, configs: dict[str, Config], zoo: ModuleType) -> None:
-    from get_flops import measure_params
+def test_parameters(folder: str, configs: dict[str, Config]) -> None:
+    from dat_pp.engine.flops import measure_params
 
     stored = _stored(folder)
     for name, cfg in configs.items():
         assert sum(measure_params(cfg).values()) == stored[name]['Parameters'], name
 
 
-def test_flops(folder: str, configs: dict[str, Config], zoo: ModuleType) -> None:
+def test_flops(folder: str, configs: dict[str, Config]) -> None:
     found = zoo.measure_all(configs.values())
     assert dict(zip(configs, found, strict=True)) == _stored(folder)
 
 
-def test_one_model_is_measured_once(zoo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_model_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Schedules do not matter, the size of images does."""
     measured = []
 
@@ -162,9 +155,7 @@ def _schedules(*sizes: str) -> list[str]:
     return [f'{size}_fpn_32xb2-amp-ms-crop-{x}' for size in sizes for x in ('1x', '3x')]
 
 
-def test_page_and_metafile_are_as_generated(
-    folder: str, configs: dict[str, Config], zoo: ModuleType
-) -> None:
+def test_page_and_metafile_are_as_generated(folder: str, configs: dict[str, Config]) -> None:
     path = ROOT / 'configs' / folder
     text = (path / 'metafile.yml').read_text()
     assert zoo.update_metafile(text, folder, configs, _stored(folder)) == text
@@ -173,14 +164,12 @@ def test_page_and_metafile_are_as_generated(
 
 
 @pytest.fixture(scope='module')
-def ade20k(zoo: ModuleType) -> dict[str, Config]:
+def ade20k() -> dict[str, Config]:
     return zoo.read_configs(ROOT / 'configs' / 'ade20k')
 
 
 @pytest.fixture
-def copy(
-    ade20k: dict[str, Config], zoo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def copy(ade20k: dict[str, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of configs/ade20k which the generator works on, without reading or measuring."""
     folder = tmp_path / 'configs' / 'ade20k'
     shutil.copytree(ROOT / 'configs' / 'ade20k', folder)
@@ -201,7 +190,7 @@ def copy(
     return folder
 
 
-def test_stale_files(copy: Path, zoo: ModuleType, capsys: pytest.CaptureFixture) -> None:
+def test_stale_files(copy: Path, capsys: pytest.CaptureFixture) -> None:
     assert zoo.main(['--check']) == 0
     assert capsys.readouterr().out == ''
     config = copy / 'dat-pp-tiny_fpn_8xb4-40k_ade20k-512x512.py'
@@ -230,12 +219,10 @@ def test_stale_files(copy: Path, zoo: ModuleType, capsys: pytest.CaptureFixture)
         ('metafile.yml', 'Name: dat-pp-tiny_fpn', 'Name: gone_fpn', 'metafile.yml: no such config'),
     ],
 )
-def test_mistakes(
-    file: str, old: str, new: str, expected: str, copy: Path, zoo: ModuleType, capsys
-) -> None:
+def test_mistakes(file: str, old: str, new: str, expected: str, copy: Path, capsys) -> None:
     path = copy / file
     path.write_text(path.read_text().replace(old, new))
-    assert zoo.run_main(zoo.main, []) == 2
+    assert run_main(zoo.main, []) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line
 

@@ -225,7 +225,7 @@ def test_layer_depth() -> None:
 def test_autocast_keeps_positions_in_float32(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dat_pp.models.attention import deformable
+    from dat_pp.models.mixers import deformable
 
     x = torch.rand(1, 3, 64, 64)
     model = build()

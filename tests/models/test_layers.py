@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dat_pp.models.attention.deformable import SharedDepthwiseConv
 from dat_pp.models.layers import GELU2d, PointwiseConv
+from dat_pp.models.mixers.deformable import SharedDepthwiseConv
 
 CHANNELS_LAST = torch.channels_last
 FORMATS = [torch.contiguous_format, CHANNELS_LAST]

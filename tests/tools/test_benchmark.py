@@ -15,6 +15,9 @@ import torch
 from torch import nn
 
 from dat_pp import DAT
+from dat_pp.benchmark import cases, measure, profile, report
+from dat_pp.benchmark import run as main
+from dat_pp.engine.errors import run_main
 
 CPU = torch.device('cpu')
 # The functions of the same names hide the modules.
@@ -29,12 +32,11 @@ MIB = 2**20
 
 
 @pytest.fixture(scope='session')
-def tool(tools: dict, load_tool: Callable) -> SimpleNamespace:
-    """The tool's files by their last word."""
-    main = load_tool('analysis_tools/benchmark.py', 'benchmark')
-    names = ('contestants', 'measure', 'profile', 'report')
-    parts = {name: importlib.import_module(f'benchmark_{name}') for name in names}
-    return SimpleNamespace(main=main, common=tools['common'], **parts)
+def tool() -> SimpleNamespace:
+    """The benchmark's modules."""
+    return SimpleNamespace(
+        main=main, contestants=cases, measure=measure, profile=profile, report=report
+    )
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def small(tool: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _run(tool: SimpleNamespace, folder: Path, *arguments: str) -> tuple[int, list[dict]]:
     """Exit code and results of one run."""
-    code = tool.common.run_main(tool.main.main, [*arguments, '--out-dir', str(folder)])
+    code = run_main(tool.main.main, [*arguments, '--out-dir', str(folder)])
     return code, json.loads((folder / tool.report.JSON).read_text())['results']
 
 
@@ -611,7 +613,7 @@ def test_mistakes(
     )
     folder = tmp_path / 'out'
     try:
-        code = tool.common.run_main(tool.main.main, [*arguments.split(), '--out-dir', str(folder)])
+        code = run_main(tool.main.main, [*arguments.split(), '--out-dir', str(folder)])
     except SystemExit as stopped:  # argparse's own
         code = stopped.code
     assert code == 2
@@ -627,7 +629,7 @@ def test_nothing_is_overwritten(
     name: str, tool: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / name).write_text('mine')
-    assert tool.common.run_main(tool.main.main, [*SHORT_RUN, '--out-dir', str(tmp_path)]) == 2
+    assert run_main(tool.main.main, [*SHORT_RUN, '--out-dir', str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f'{name} exists; nothing is overwritten' in line
     assert (tmp_path / name).read_text() == 'mine'
@@ -639,7 +641,7 @@ def test_folder_that_is_a_file(
 ) -> None:
     (tmp_path / 'file').touch()
     folder = str(tmp_path / 'file' / 'below')
-    assert tool.common.run_main(tool.main.main, [*SHORT_RUN, '--out-dir', folder]) == 2
+    assert run_main(tool.main.main, [*SHORT_RUN, '--out-dir', folder]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert 'not a folder that can be written to' in line
 
@@ -651,7 +653,7 @@ def test_missing_library(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    assert tool.common.run_main(tool.main.main, ['--out-dir', str(tmp_path)]) == 2
+    assert run_main(tool.main.main, ['--out-dir', str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "swin-t needs 'mmpretrain', which is not installed: pip install" in line
     assert 'onedl-mmpretrain' in line

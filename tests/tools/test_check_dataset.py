@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_tasks import SIZE, TASKS, Task, make_task, save
+
+from dat_pp.engine import check_dataset
+from dat_pp.engine import config as config_module
+from dat_pp.engine.errors import run_main
 
 MISC = Path(__file__).parents[2] / 'tools' / 'misc'
 
@@ -34,19 +37,14 @@ class Result:
         return any(text in line for line in self.lines)
 
 
-@pytest.fixture(scope='session')
-def tool(tools: dict, load_tool: Callable) -> object:
-    return load_tool('misc/check_dataset.py', 'check_dataset')
-
-
 @pytest.fixture
-def check(tool, tools, capfd) -> Callable[..., Result]:
+def check(capfd) -> Callable[..., Result]:
     """Call the tool as its script does, in this process unless told otherwise."""
 
     def call(config: object, *argv: object, workers: int = 0) -> Result:
         capfd.readouterr()
         arguments = [str(arg) for arg in (config, '--workers', workers, *argv)]
-        code = tools['common'].run_main(tool.main, arguments)
+        code = run_main(check_dataset.main, arguments)
         out, err = capfd.readouterr()
         return Result(code, out.splitlines(), err.splitlines())
 
@@ -346,18 +344,18 @@ def test_wrong_class_count(detection, check):
     assert_one_line(result, 'bbox_head.num_classes is 80', 'dataset has 2 classes')
 
 
-def test_other_mistakes(classification, check, monkeypatch, tools, tmp_path):
+def test_other_mistakes(classification, check, monkeypatch, tmp_path):
     config = classification.config
     assert_one_line(check(tmp_path / 'none.py'), 'no such file', 'none.py')
     assert_one_line(check(config, '--out', tmp_path / 'no' / 'a.txt'), '--out: no such folder')
     missing = check(config, '--split', 'test', '--cfg-options', 'test_dataloader=None')
     assert_one_line(missing, 'test_dataloader is not set')
-    monkeypatch.setattr(tools['common'].importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(config_module.importlib.util, 'find_spec', lambda name: None)
     assert_one_line(check(config), 'mmpretrain', 'not installed', 'pip install')
 
 
-def test_interrupt(classification, check, tool, monkeypatch):
-    files = sys.modules['sample_files']
+def test_interrupt(classification, check, monkeypatch):
+    from dat_pp.engine import sample_files as files
 
     def interrupted(**kwargs: object) -> None:
         signal.raise_signal(signal.SIGINT)

@@ -11,10 +11,9 @@ import pytest
 from mmengine.registry import DATASETS, init_default_scope
 from pycocotools.coco import COCO
 
-TOOL = Path(__file__).parents[2] / 'tools' / 'dataset_converters' / 'digits.py'
-sys.path.insert(0, str(TOOL.parent))
-import digits  # noqa: E402
+from demo.digits import data as digits
 
+ROOT = Path(__file__).parents[2]
 SCENES = dict(train_scenes=12, val_scenes=6)
 
 
@@ -223,7 +222,10 @@ def test_mmlab_reads_it(root, scope, config, length, keys):
 
 def run(*args: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, str(TOOL), *map(str, args)], capture_output=True, text=True
+        [sys.executable, '-m', 'demo.digits.data', *map(str, args)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
 
 

@@ -2,17 +2,13 @@
 
 import json
 import pickle
-import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
-TOOLS = Path(__file__).parents[2] / 'tools'
-sys.path[:0] = [str(TOOLS), str(TOOLS / 'dataset_converters')]
-import digits  # noqa: E402
-import digits_pictures  # noqa: E402
+from demo.digits import data as digits
+from demo.digits import pictures as digits_pictures
 
 
 def test_a_perfect_segmentation_looks_like_the_truth(tmp_path):

@@ -3,10 +3,8 @@
 import importlib.util
 import os
 from argparse import Namespace
-from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -15,6 +13,10 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
+
+from dat_pp.engine import flops
+from dat_pp.engine.config import read_config
+from dat_pp.engine.errors import run_main
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
@@ -32,27 +34,22 @@ CLASSIFIERS = {
 }
 
 
-@pytest.fixture(scope='session')
-def tool(tools: dict, load_tool: Callable) -> ModuleType:
-    return load_tool('analysis_tools/get_flops.py', 'get_flops')
-
-
-def _read(tool: ModuleType, name: str) -> Config:
-    return tool.read_config(Namespace(config=str(CONFIGS / f'{name}.py'), cfg_options=None))
+def _read(name: str) -> Config:
+    return read_config(Namespace(config=str(CONFIGS / f'{name}.py'), cfg_options=None))
 
 
 @pytest.mark.parametrize('name', CLASSIFIERS)
-def test_classifiers(name: str, tool: ModuleType) -> None:
-    found = tool.measure(_read(tool, f'imagenet/{name}'))
+def test_classifiers(name: str) -> None:
+    found = flops.measure(_read(f'imagenet/{name}'))
     params, gflops = CLASSIFIERS[name]
     assert found.total_params == params
     assert round(found.total_flops / 1e9, 2) == gflops
     assert found.shape == ((384, 384) if '384px' in name else (224, 224))
 
 
-def test_parts_of_mask_rcnn(tool: ModuleType) -> None:
+def test_parts_of_mask_rcnn() -> None:
     """The heads of Mask R-CNN, worked out on paper."""
-    found = tool.measure(_read(tool, 'coco/mask-rcnn_dat-pp-t_fpn_32xb2-amp-ms-crop-1x_coco'))
+    found = flops.measure(_read('coco/mask-rcnn_dat-pp-t_fpn_32xb2-amp-ms-crop-1x_coco'))
     assert found.shape == (800, 1280)
     conv = 3 * 3 * 256 * 256
     pixels = 200 * 320 + 100 * 160 + 50 * 80 + 25 * 40 + 13 * 20
@@ -103,11 +100,11 @@ SMALL = {
 
 
 @pytest.mark.parametrize('name', SMALL)
-def test_same_as_mmengine(name: str, tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_as_mmengine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shape, options = SMALL[name]
-    cfg = _read(tool, name)
+    cfg = _read(name)
     cfg.merge_from_dict({**deepcopy(options), 'model.backbone.init_cfg': None})
-    found = tool.measure(cfg, shape)
+    found = flops.measure(cfg, shape)
     monkeypatch.setenv('DAT_PP_BACKEND', 'reference')
     model = _Tensors(MODELS.build(cfg.model)).eval()
     with torch.no_grad():
@@ -130,20 +127,18 @@ def _baddbmm(inputs: list, outputs: list) -> int:
 
 
 @pytest.mark.parametrize('backend', [None, 'blocked'])
-def test_definition_is_counted(
-    backend: str | None, tool: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_definition_is_counted(backend: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv('DAT_PP_BACKEND', raising=False)
-    cfg = _read(tool, 'digits/classification')
-    expected = tool.measure(cfg).flops
+    cfg = _read('digits/classification')
+    expected = flops.measure(cfg).flops
     if backend:
         monkeypatch.setenv('DAT_PP_BACKEND', backend)
-    assert tool.measure(cfg).flops == expected
+    assert flops.measure(cfg).flops == expected
     assert os.environ.get('DAT_PP_BACKEND') == backend
 
 
-def test_output(tool: ModuleType, capsys: pytest.CaptureFixture) -> None:
-    tool.main([str(CONFIGS / 'digits' / 'upernet.py'), '--shape', '96'])
+def test_output(capsys: pytest.CaptureFixture) -> None:
+    flops.main([str(CONFIGS / 'digits' / 'upernet.py'), '--shape', '96'])
     title, _, head, *rows = capsys.readouterr().out.splitlines()
     assert title.endswith('upernet.py at 96 x 96')
     assert head.split() == ['params', '(M)', 'FLOPs', '(G)']
@@ -152,15 +147,15 @@ def test_output(tool: ModuleType, capsys: pytest.CaptureFixture) -> None:
     assert any('Auxiliary heads' in row for row in rows)
 
 
-def test_one_row(tool: ModuleType) -> None:
+def test_one_row() -> None:
     """The last map has a single row of several columns."""
-    assert tool.measure(_read(tool, 'digits/classification'), (32, 64)).total_flops > 0
+    assert flops.measure(_read('digits/classification'), (32, 64)).total_flops > 0
 
 
-def test_default_shapes(tool: ModuleType) -> None:
+def test_default_shapes() -> None:
     shapes = {'mask-rcnn': (800, 1280), 'upernet': (512, 2048), 'classification': (48, 48)}
     for name, shape in shapes.items():
-        assert tool.default_shape(_read(tool, f'digits/{name}')) == shape
+        assert flops.default_shape(_read(f'digits/{name}')) == shape
 
 
 @pytest.mark.parametrize(
@@ -181,23 +176,19 @@ def test_default_shapes(tool: ModuleType) -> None:
         (['digits/upernet.py', '--cfg-options', 'model.backbone.arch=x'], "unknown arch 'x'"),
     ],
 )
-def test_mistakes(
-    arguments: list[str], expected: str, tool: ModuleType, capsys: pytest.CaptureFixture
-) -> None:
+def test_mistakes(arguments: list[str], expected: str, capsys: pytest.CaptureFixture) -> None:
     name, *options = arguments
     name = str(CONFIGS / name) if '/' in name else name
-    assert tool.run_main(tool.main, [name, *options]) == 2
+    assert run_main(flops.main, [name, *options]) == 2
     out, err = capsys.readouterr()
     (line,) = err.splitlines()
     assert expected in line
     assert not out
 
 
-def test_missing_library(
-    tool: ModuleType, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_library(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     config = CONFIGS / 'digits' / 'mask-rcnn.py'
-    assert tool.run_main(tool.main, [str(config)]) == 2
+    assert run_main(flops.main, [str(config)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "needs 'mmdet', which is not installed" in line

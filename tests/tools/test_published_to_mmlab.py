@@ -17,6 +17,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
 import dat_pp
+from dat_pp.engine import convert as converter
+from dat_pp.engine.errors import run_main
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = {'imagenet': 'mmpretrain', 'coco': 'mmdet', 'ade20k': 'mmseg'}
@@ -233,12 +235,6 @@ for _model in PUBLISHED[3], PUBLISHED[7]:
     _model.config += '-384px'
 
 
-@pytest.fixture(scope='session')
-def converter(tools: dict, load_tool: Callable) -> object:
-    """The tool's module, imported after what it shares with train.py and test.py."""
-    return load_tool('model_converters/published_to_mmlab.py', 'tool_published_to_mmlab')
-
-
 @dataclass
 class Outcome:
     code: int
@@ -248,8 +244,6 @@ class Outcome:
 
 @pytest.fixture
 def convert(
-    converter: object,
-    tools: dict,
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Outcome]:
@@ -258,7 +252,7 @@ def convert(
 
     def call(*argv: object) -> Outcome:
         capsys.readouterr()
-        code = tools['common'].run_main(converter.main, [str(arg) for arg in argv])
+        code = run_main(converter.main, [str(arg) for arg in argv])
         captured = capsys.readouterr()
         return Outcome(code, captured.err.splitlines(), captured.out.splitlines())
 
@@ -424,7 +418,7 @@ def test_prefix_of_a_parallel_model(src: Path, dst: Path, convert: Callable) -> 
     assert torch.equal(written['head.fc.weight'], weights['cls_head.weight'])
 
 
-def test_expected_result(converter: object, tmp_path: Path) -> None:
+def test_expected_result(tmp_path: Path) -> None:
     config = tmp_path / 'configs' / 'some' / 'one.py'
     config.parent.mkdir(parents=True)
     assert converter.expected_result(config) == 'not stated'

@@ -14,8 +14,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from PIL import Image
 from tiny_tasks import make_task
+
+from dat_pp.engine import config as config_module
+from dat_pp.engine import train
+from dat_pp.engine.errors import UserError
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 PREDICTION = {'classification': 'pred_score', 'detection': 'pred_instances'}
@@ -247,14 +252,14 @@ def test_wrong_setting(classification, run, option, expected):
 
 
 @pytest.fixture
-def accepted(tools, monkeypatch) -> Callable:
+def accepted(monkeypatch) -> Callable:
     """End train.py after its checks: whether the outcome is that they found nothing."""
     end = 'nothing found'
 
     def stop(cfg) -> None:
-        raise sys.modules['common'].UserError(end)
+        raise UserError(end)
 
-    monkeypatch.setattr(tools['train'], 'build_runner', stop)
+    monkeypatch.setattr(train, 'build_runner', stop)
     return lambda outcome: outcome.errors == [f'error: {end}']
 
 
@@ -290,13 +295,13 @@ def test_pretrained_weights_of_another_model(classification, run, tmp_path):
     assert_rejected(outcome, classification.work_dir, f'{key}.checkpoint: ', f'{key}=None')
 
 
-def test_start_from_a_checkpoint(classification, run, tools, tmp_path, accepted):
+def test_start_from_a_checkpoint(classification, run, tmp_path, accepted):
     """Other heads are fine, another backbone is not."""
     from mmengine.registry import MODELS, init_default_scope
 
     init_default_scope('mmpretrain')
     task, start = classification, tmp_path / 'start.pth'
-    state = MODELS.build(tools['common'].Config.fromfile(task.config).model).state_dict()
+    state = MODELS.build(Config.fromfile(task.config).model).state_dict()
     state = {key: value for key, value in state.items() if key.startswith('backbone.')}
     torch.save({'state_dict': {**state, 'head.fc.weight': torch.zeros(5, 16)}}, start)
     load = ['--cfg-options', f'load_from={start}']
@@ -347,13 +352,13 @@ THREE = SimpleNamespace(metainfo={'classes': ('a', 'b', 'c'), 'thing_classes': (
         (dict(type='ClsTTA', module=dict(head=dict(num_classes=4))), ['model.module.head']),
     ],
 )  # fmt: skip
-def test_class_counts(model, wrong, tools):
-    from class_counts import check_class_count
+def test_class_counts(model, wrong):
+    from dat_pp.engine.class_counts import check_class_count
 
     if wrong is None:
         check_class_count(model, THREE, 'train')
         return
-    with pytest.raises(sys.modules['common'].UserError) as error:
+    with pytest.raises(UserError) as error:
         check_class_count(model, THREE, 'train')
     for text in (*wrong, 'train has 3 classes'):
         assert text in str(error.value)
@@ -439,19 +444,19 @@ def test_wrong_layout_segmentation(segmentation, run):
     assert_rejected(outcome, task.work_dir, 'train_dataloader.dataset: no samples', 'images/train')
 
 
-def test_library_not_installed(segmentation, run, tools, monkeypatch):
-    monkeypatch.setattr(tools['common'].importlib.util, 'find_spec', lambda name: None)
+def test_library_not_installed(segmentation, run, monkeypatch):
+    monkeypatch.setattr(config_module.importlib.util, 'find_spec', lambda name: None)
     expected = 'pip install --no-build-isolation onedl-mmsegmentation'
     outcome = run('train', segmentation.config, '--work-dir', segmentation.work_dir)
     assert_rejected(outcome, segmentation.work_dir, "needs 'mmseg', which is not", expected)
 
 
-def test_inherited_library_not_installed(segmentation, run, tools, monkeypatch):
+def test_inherited_library_not_installed(segmentation, run, monkeypatch):
     def missing(*args, **kwargs):
         raise ModuleNotFoundError('mmseg is not installed, please install mmseg manually')
 
-    monkeypatch.setattr(tools['common'].importlib.util, 'find_spec', lambda name: None)
-    monkeypatch.setattr(tools['common'].Config, 'fromfile', missing)
+    monkeypatch.setattr(config_module.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(Config, 'fromfile', missing)
     outcome = run('train', segmentation.config, '--work-dir', segmentation.work_dir)
     expected = 'pip install --no-build-isolation onedl-mmsegmentation'
     assert_rejected(outcome, segmentation.work_dir, "needs 'mmseg', which is not", expected)
@@ -475,12 +480,12 @@ def test_wrong_checkpoint(tool, classification, run, tmp_path):
     assert_rejected(outcome, task.work_dir, 'does not fit', 'other.pth', 'backbone.stem.unknown')
 
 
-def test_out_must_be_a_pickle(classification, run, tmp_path, tools):
+def test_out_must_be_a_pickle(classification, run, tmp_path):
     from mmengine.registry import MODELS, init_default_scope
 
     init_default_scope('mmpretrain')
     task = classification
-    cfg = tools['common'].Config.fromfile(task.config)
+    cfg = Config.fromfile(task.config)
     checkpoint = tmp_path / 'fits.pth'
     torch.save(MODELS.build(cfg.model).state_dict(), checkpoint)
     outcome = run('test', task.config, checkpoint, '--work-dir', task.work_dir, '--out', 'a.json')

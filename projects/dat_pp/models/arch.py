@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from .attention.deformable import COORDINATES, POSITION_BIASES
+from .mixers.deformable import COORDINATES, POSITION_BIASES
 
 NUM_STAGES = 4
 MIXERS = {

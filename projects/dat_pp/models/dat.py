@@ -8,16 +8,16 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..checkpoint import load_pretrained
+from ..weights import load_pretrained
 from .arch import NUM_STAGES, resolve_arch
-from .attention import (
+from .block import FFN, CheckpointedBlock, ConvFFN, ConvNeXtBlock, TransformerBlock
+from .layers import GELU2d, LayerNorm2d, PatchConv
+from .mixers import (
     DeformableAttention,
     NeighborhoodAttention,
     SpatialReductionAttention,
     WindowAttention,
 )
-from .block import FFN, CheckpointedBlock, ConvFFN, ConvNeXtBlock, TransformerBlock
-from .layers import GELU2d, LayerNorm2d, PatchConv
 
 
 @MODELS.register_module()
@@ -42,7 +42,7 @@ class DAT(BaseModule):
         with_cp: Save memory in training by recomputing every block in the backward pass.
         init_cfg: mmengine's initialisation. With ``dict(type='Pretrained', checkpoint=...)`` also
             checkpoints of a whole classifier, detector or segmentor and files with the published
-            names are taken; see :func:`dat_pp.checkpoint.load_pretrained`.
+            names are taken; see :func:`dat_pp.weights.load_pretrained`.
 
     Raises:
         ValueError: An argument is out of range or does not fit; the message names the choices.

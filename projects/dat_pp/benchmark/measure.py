@@ -12,7 +12,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.autograd.profiler import profile
 
-from common import message_of
+from ..engine.errors import message_of
 
 try:
     import resource

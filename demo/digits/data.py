@@ -1,6 +1,6 @@
 """Write scikit-learn's handwritten digits as small data sets for three tasks.
 
-    python tools/dataset_converters/digits.py data/digits
+    python -m demo.digits.data data/digits
 
     OUT_DIR/digits.json                            what was written: seed, scenes, digest
     OUT_DIR/imagenet/{train,val}/<class>/*.png     a digit an image, listed in meta/{train,val}.txt

@@ -20,8 +20,8 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from PIL import Image
 from torch import Tensor
 
-from class_counts import as_option, check_class_count
-from common import UserError, is_first_process, message_of, silence, user_errors
+from .class_counts import as_option, check_class_count
+from .errors import UserError, is_first_process, message_of, silence, user_errors
 
 # Where to read how a data set is prepared.
 READMES = {

@@ -8,7 +8,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.autograd.profiler import profile, record_function
 
-from benchmark_measure import quiet_stderr
+from .measure import quiet_stderr
 
 # Names without 'aten::', underscores at the ends, '_forward' and '_backward'.
 CLASSES = {

@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmark_measure import Contestant
-from common import LIBRARIES, UserError
-from dat_pp import DAT
-from dat_pp.models.arch import ARCH_SETTINGS, NUM_STAGES, resolve_arch
-from dat_pp.ops import deformable_attention, neighborhood_attention
-from dat_pp.ops.backend import ENVIRONMENT_VARIABLE, OBSTACLES
-from dat_pp.ops.deformable_attention import BACKENDS
-from get_flops import META, PRODUCTS, count
+from ..engine.config import LIBRARIES
+from ..engine.errors import UserError
+from ..engine.flops import META, PRODUCTS, count
+from ..models import DAT
+from ..models.arch import ARCH_SETTINGS, NUM_STAGES, resolve_arch
+from ..ops import deformable_attention, neighborhood_attention
+from ..ops.backend import ENVIRONMENT_VARIABLE, OBSTACLES
+from ..ops.deformable_attention import BACKENDS
+from .measure import Contestant
 
 OTHER_MODELS = ('swin-t', 'convnext-t')
 MODELS = (*ARCH_SETTINGS, *OTHER_MODELS)

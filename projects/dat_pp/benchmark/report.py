@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from benchmark_contestants import FUSED, MATRIX_PRODUCT, OTHER_MODELS
+from .cases import FUSED, MATRIX_PRODUCT, OTHER_MODELS
 
 JSON, TABLE, PICTURE = FILES = ('benchmark.json', 'benchmark.md', 'benchmark.png')
 PROFILE_JSON, PROFILE_TABLE = PROFILE_FILES = ('profile.json', 'profile.md')

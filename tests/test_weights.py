@@ -136,7 +136,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What loading a checkpoint logs."""
     messages = []
-    monkeypatch.setattr('dat_pp.checkpoint.print_log', lambda text, logger: messages.append(text))
+    monkeypatch.setattr('dat_pp.weights.print_log', lambda text, logger: messages.append(text))
     return messages
 
 

@@ -38,7 +38,7 @@ def draw_detections(data_root: Path, predictions: Path, path: Path, count: int =
     """Boxes and masks, two scenes a row: truth beside prediction.
 
     Args:
-        data_root: The folder that tools/dataset_converters/digits.py wrote.
+        data_root: The folder that demo/digits/data.py wrote.
         predictions: What tools/test.py --out wrote for the detector.
         path: The PNG to write.
         count: How many of the first validation scenes to show.

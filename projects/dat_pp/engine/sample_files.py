@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
-from common import message_of
+from .errors import message_of
 
 SHOWN = 5  # label values without a class
 CHUNK = 16  # samples a process takes at once

@@ -1,6 +1,6 @@
 """Learn the digits with DAT++ through mmpretrain, mmdet and mmsegmentation, and show the results.
 
-    python tools/run_digits.py
+    python -m demo.digits.run
 
 Makes data/digits, trains and tests the three configs of configs/digits, the classifier first and
 then side by side the two that start from it, and writes under work_dirs/digits
@@ -31,7 +31,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / 'tools'
-sys.path.insert(0, str(TOOLS / 'dataset_converters'))
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def resolved_config(task: Task) -> str:
 def inputs_key(task: Task, data: dict, keys: dict[str, str]) -> str:
     """Changes when a config, the data, our code, or what a task starts from changes."""
     code = sorted((ROOT / 'projects').rglob('*.py'))
-    tools = [TOOLS / name for name in ('common.py', 'train.py', 'test.py')]
+    tools = [TOOLS / name for name in ('train.py', 'test.py')]
     return digest(
         resolved_config(task), data['digest'], keys.get(task.starts_from or '', ''), *code, *tools
     )
@@ -216,7 +215,7 @@ def shown_path(path: Path) -> Path:
 
 def make_data(out_dir: Path) -> dict:
     """Write the data unless they are there; returns their manifest."""
-    import digits
+    from . import data as digits
 
     print(f'data: {shown_path(out_dir)}', flush=True)
     try:
@@ -338,7 +337,7 @@ def write_results(rows: list[dict], work_dir: Path) -> str:
 
 
 def draw_pictures(data_root: Path, work_dir: Path) -> None:
-    from digits_pictures import draw_detections, draw_segmentations
+    from .pictures import draw_detections, draw_segmentations
 
     draw_detections(
         data_root, work_dir / 'mask-rcnn' / 'predictions.pkl', work_dir / 'detections.png'

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from common import UserError
+from .errors import UserError
 
 
 def check_class_count(model: dict, dataset: Any, key: str) -> None:

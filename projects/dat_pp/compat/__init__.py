@@ -1,0 +1,1 @@
+"""What other packages need from us, and what we change in them."""
