@@ -1,10 +1,12 @@
 """DAT and DAT++ backbones for mmpretrain, mmdet and mmsegmentation.
 
 Importing this package registers the backbone ``DAT`` in mmengine's root registry, which the
-registries of all three libraries fall back to, and the published learning rate schedule beside it.
+registries of all three libraries fall back to, and beside it the published learning rate schedule
+and layer-wise learning rate decay.
 """
 
 from .compat import mmengine as _  # noqa: F401  tells mmengine about this package
+from .engine.layer_decay import BackboneLayerDecayConstructor
 from .engine.schedulers import LateCosineAnnealingLR
 from .models import DAT
 from .ops import deformable_attention, neighborhood_attention
@@ -13,6 +15,7 @@ from .weights import convert_published
 __version__ = '0.1.0'
 __all__ = [
     'DAT',
+    'BackboneLayerDecayConstructor',
     'LateCosineAnnealingLR',
     'convert_published',
     'deformable_attention',
