@@ -6,6 +6,7 @@ and layer-wise learning rate decay.
 """
 
 from .compat import mmengine as _  # noqa: F401  tells mmengine about this package
+from .engine import float32 as _float32  # noqa: F401  registers Float32Head, Float32RoIExtractor
 from .engine.layer_decay import BackboneLayerDecayConstructor
 from .engine.schedulers import LateCosineAnnealingLR
 from .models import DAT

@@ -1,0 +1,116 @@
+"""RoI extractors, losses and box decoding in float32 inside mixed precision, as published.
+
+OpenMMLab's 2.x libraries ran these parts outside of autocast, in float32 (``force_fp32``); their
+successors run them in half precision. Both wrappers below are registered in mmengine's root
+registry, work in any config of mmdet or mmseg, and do nothing where there is no autocast::
+
+    custom_imports = dict(imports=['dat_pp'])
+    model = dict(
+        rpn_head=dict(type='Float32Head', base='RPNHead', ...),
+        roi_head=dict(bbox_roi_extractor=dict(type='Float32RoIExtractor', ...)))
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+# What 2.x forced to float32, by its name since 3.x: losses, predictions decoded to boxes (which
+# in training are RPN's proposals and the boxes between the stages of a cascade).
+HEAD_METHODS = ('loss_by_feat', 'loss_and_target', 'predict_by_feat', 'refine_bboxes')
+
+
+@MODELS.register_module(name='Float32RoIExtractor')
+def float32_roi_extractor(base: str = 'SingleRoIExtractor', **settings: Any) -> nn.Module:
+    """Build an RoI extractor of mmdet that takes features and RoIs as float32.
+
+    mmdet 3 casts RoIs to the dtype of the features. In half precision coordinates are then rounded
+    to half a pixel and worse, and width x height overflows from 256 x 256 on, so that in training
+    every such RoI is taken from the last level.
+
+    Args:
+        base: The extractor's type.
+        settings: Its settings.
+
+    Returns:
+        A module called as ``base``; the result has the dtype of the features.
+    """
+    return _subclass(_find(base), ('forward',), True)(**settings)
+
+
+@MODELS.register_module(name='Float32Head')
+def float32_head(base: str, **settings: Any) -> nn.Module:
+    """Build a head whose losses and decoded boxes are computed in float32.
+
+    Args:
+        base: The head's type.
+        settings: Its settings.
+
+    Raises:
+        TypeError: The head has none of ``HEAD_METHODS``.
+    """
+    cls = _find(base)
+    methods = tuple(name for name in HEAD_METHODS if hasattr(cls, name))
+    if not methods:
+        raise TypeError(f"Float32Head: '{base}' has none of the methods {', '.join(HEAD_METHODS)}")
+    return _subclass(cls, methods, False)(**settings)
+
+
+def _find(name: str) -> type[nn.Module]:
+    """The registered module, looked for in the library whose scope is the current one."""
+    with MODELS.switch_scope_and_registry(None) as registry:
+        cls = registry.get(name)
+    if cls is None:
+        raise KeyError(f"base: no module '{name}' is registered in scope '{registry.scope}'")
+    return cls
+
+
+@functools.cache
+def _subclass(
+    base: type[nn.Module], methods: tuple[str, ...], restore_dtype: bool
+) -> type[nn.Module]:
+    overrides = {name: _in_float32(getattr(base, name), restore_dtype) for name in methods}
+    return type(f'Float32{base.__name__}', (base,), overrides)
+
+
+def _in_float32(method: Callable, restore_dtype: bool) -> Callable:
+    """The method, called outside of autocast with float32 tensors.
+
+    Args:
+        method: Method of a module, which takes tensors, or lists, tuples and dicts of tensors.
+        restore_dtype: Cast the result to the dtype of the first floating point tensor given.
+    """
+
+    @functools.wraps(method)
+    def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        first = next((t for t in _tensors((args, kwargs)) if t.is_floating_point()), None)
+        if first is None:
+            return method(self, *args, **kwargs)
+        args, kwargs = _to_float32((args, kwargs))
+        with torch.autocast(first.device.type, enabled=False):
+            result = method(self, *args, **kwargs)
+        return result.to(first.dtype) if restore_dtype else result
+
+    return wrapper
+
+
+# Containers of these very types only: a subclass may not be rebuilt from its items.
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif type(value) in (list, tuple, dict):
+        for item in value.values() if type(value) is dict else value:
+            yield from _tensors(item)
+
+
+def _to_float32(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    if type(value) is dict:
+        return {key: _to_float32(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_to_float32(item) for item in value)
+    return value
