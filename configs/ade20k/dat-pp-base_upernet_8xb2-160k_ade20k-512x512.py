@@ -1,11 +1,7 @@
-_base_ = '../_base_/ade20k/upernet_160k.py'
+_base_ = ['../_base_/backbone/dat-pp-base.py', '../_base_/ade20k/upernet_160k.py']
 
 model = dict(
-    backbone=dict(
-        arch='dat-b++',
-        drop_path_rate=0.7,
-        init_cfg=dict(checkpoint='checkpoints/dat-pp-base_in1k.pth'),
-    ),
-    decode_head=dict(in_channels=[128, 256, 512, 1024]),
-    auxiliary_head=dict(in_channels=512),
+    backbone=dict(arch=_base_.arch, drop_path_rate=0.7, init_cfg=_base_.backbone_init),
+    decode_head=dict(in_channels=_base_.embed_dims),
+    auxiliary_head=dict(in_channels=_base_.embed_dims[2]),
 )

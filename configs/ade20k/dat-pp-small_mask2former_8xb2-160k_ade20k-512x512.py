@@ -1,9 +1,6 @@
-_base_ = '../_base_/ade20k/mask2former_160k.py'
+_base_ = ['../_base_/backbone/dat-pp-small.py', '../_base_/ade20k/mask2former_160k.py']
 
 model = dict(
-    backbone=dict(
-        arch='dat-s++',
-        init_cfg=dict(checkpoint='checkpoints/dat-pp-small_in1k.pth'),
-    ),
-    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    backbone=dict(arch=_base_.arch, init_cfg=_base_.backbone_init),
+    decode_head=dict(in_channels=_base_.embed_dims),
 )

@@ -1,11 +1,11 @@
-_base_ = ['../_base_/coco/cascade-mask-rcnn.py', '../_base_/coco/schedule_3x.py']
+_base_ = [
+    '../_base_/backbone/dat-pp-base.py',
+    '../_base_/coco/cascade-mask-rcnn.py',
+    '../_base_/coco/schedule_3x.py',
+]
 
 model = dict(
-    backbone=dict(
-        arch='dat-b++',
-        drop_path_rate=0.8,
-        init_cfg=dict(checkpoint='checkpoints/dat-pp-base_in1k.pth'),
-    ),
-    neck=dict(in_channels=[128, 256, 512, 1024]),
+    backbone=dict(arch=_base_.arch, drop_path_rate=0.8, init_cfg=_base_.backbone_init),
+    neck=dict(in_channels=_base_.embed_dims),
 )
 train_dataloader = dict(batch_size=1)

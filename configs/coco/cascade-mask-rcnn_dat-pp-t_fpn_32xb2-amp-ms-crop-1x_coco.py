@@ -1,3 +1,11 @@
-_base_ = ['../_base_/coco/cascade-mask-rcnn.py', '../_base_/coco/schedule_1x.py']
+_base_ = [
+    '../_base_/backbone/dat-pp-tiny.py',
+    '../_base_/coco/cascade-mask-rcnn.py',
+    '../_base_/coco/schedule_1x.py',
+]
 
+model = dict(
+    backbone=dict(arch=_base_.arch, init_cfg=_base_.backbone_init),
+    neck=dict(in_channels=_base_.embed_dims),
+)
 optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic')

@@ -1,9 +1,6 @@
-_base_ = '../_base_/coco/dino.py'
+_base_ = ['../_base_/backbone/dat-pp-base.py', '../_base_/coco/dino.py']
 
 model = dict(
-    backbone=dict(
-        arch='dat-b++',
-        init_cfg=dict(checkpoint='checkpoints/dat-pp-base_in1k.pth'),
-    ),
-    neck=dict(in_channels=[128, 256, 512, 1024]),
+    backbone=dict(arch=_base_.arch, init_cfg=_base_.backbone_init),
+    neck=dict(in_channels=_base_.embed_dims),
 )

@@ -1,11 +1,11 @@
-_base_ = ['../_base_/coco/mask-rcnn.py', '../_base_/coco/schedule_3x.py']
+_base_ = [
+    '../_base_/backbone/dat-pp-small.py',
+    '../_base_/coco/mask-rcnn.py',
+    '../_base_/coco/schedule_3x.py',
+]
 
 model = dict(
-    backbone=dict(
-        arch='dat-s++',
-        drop_path_rate=0.5,
-        init_cfg=dict(checkpoint='checkpoints/dat-pp-small_in1k.pth'),
-    ),
-    neck=dict(in_channels=[96, 192, 384, 768]),
+    backbone=dict(arch=_base_.arch, drop_path_rate=0.5, init_cfg=_base_.backbone_init),
+    neck=dict(in_channels=_base_.embed_dims),
 )
 optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic')

@@ -1,4 +1,11 @@
-_base_ = ['../_base_/coco/mask-rcnn.py', '../_base_/coco/schedule_3x.py']
+_base_ = [
+    '../_base_/backbone/dat-pp-tiny.py',
+    '../_base_/coco/mask-rcnn.py',
+    '../_base_/coco/schedule_3x.py',
+]
 
-model = dict(backbone=dict(drop_path_rate=0.3))
+model = dict(
+    backbone=dict(arch=_base_.arch, drop_path_rate=0.3, init_cfg=_base_.backbone_init),
+    neck=dict(in_channels=_base_.embed_dims),
+)
 optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic')

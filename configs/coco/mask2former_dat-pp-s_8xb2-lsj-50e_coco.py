@@ -1,9 +1,6 @@
-_base_ = '../_base_/coco/mask2former.py'
+_base_ = ['../_base_/backbone/dat-pp-small.py', '../_base_/coco/mask2former.py']
 
 model = dict(
-    backbone=dict(
-        arch='dat-s++',
-        init_cfg=dict(checkpoint='checkpoints/dat-pp-small_in1k.pth'),
-    ),
-    panoptic_head=dict(in_channels=[96, 192, 384, 768]),
+    backbone=dict(arch=_base_.arch, init_cfg=_base_.backbone_init),
+    panoptic_head=dict(in_channels=_base_.embed_dims),
 )

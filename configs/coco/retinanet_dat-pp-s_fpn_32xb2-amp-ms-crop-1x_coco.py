@@ -1,11 +1,11 @@
-_base_ = ['../_base_/coco/retinanet.py', '../_base_/coco/schedule_1x.py']
+_base_ = [
+    '../_base_/backbone/dat-pp-small.py',
+    '../_base_/coco/retinanet.py',
+    '../_base_/coco/schedule_1x.py',
+]
 
 model = dict(
-    backbone=dict(
-        arch='dat-s++',
-        drop_path_rate=0.1,
-        init_cfg=dict(checkpoint='checkpoints/dat-pp-small_in1k.pth'),
-    ),
-    neck=dict(in_channels=[192, 384, 768]),
+    backbone=dict(arch=_base_.arch, drop_path_rate=0.1, init_cfg=_base_.backbone_init),
+    neck=dict(in_channels=_base_.embed_dims[1:]),
 )
 optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic', optimizer=dict(lr=2e-4))

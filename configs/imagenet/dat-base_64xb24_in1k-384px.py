@@ -1,13 +1,21 @@
-_base_ = '../_base_/imagenet/384px_30e.py'
+_base_ = ['../_base_/backbone/dat-base.py', '../_base_/imagenet/384px_30e.py']
 
 model = dict(
     backbone=dict(
-        arch=dict(_delete_=True, base='dat-b', window_size=12, native_resolution=384),
-        drop_path_rate=0.5,
+        arch=dict(base=_base_.arch, window_size=12, native_resolution=384), drop_path_rate=0.5
     ),
-    head=dict(in_channels=1024),
+    head=dict(in_channels=_base_.embed_dims[-1]),
 )
-load_from = 'checkpoints/dat-base_in1k.pth'
+load_from = _base_.backbone_init.checkpoint
+
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(438, 438), backend='pillow', interpolation='bicubic'),
+    dict(type='CenterCrop', crop_size=384),
+    dict(type='PackInputs'),
+]
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
 
 optim_wrapper = dict(optimizer=dict(lr=2e-6 * 1536 / 512))
 param_scheduler = [dict(type='CosineAnnealingLR', eta_min_ratio=0.05, convert_to_iter_based=True)]

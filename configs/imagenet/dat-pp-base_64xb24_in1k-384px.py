@@ -1,4 +1,7 @@
-_base_ = '../_base_/imagenet/384px_30e.py'
+_base_ = ['../_base_/backbone/dat-pp-base.py', '../_base_/imagenet/384px_30e.py']
 
-model = dict(backbone=dict(arch='dat-b++', drop_path_rate=0.6), head=dict(in_channels=1024))
-load_from = 'checkpoints/dat-pp-base_in1k.pth'
+model = dict(
+    backbone=dict(arch=_base_.arch, drop_path_rate=0.6),
+    head=dict(in_channels=_base_.embed_dims[-1]),
+)
+load_from = _base_.backbone_init.checkpoint

@@ -133,12 +133,12 @@ class Family:
 FAMILIES = {
     'classification 224': Family(
         'imagenet/dat-pp-tiny_32xb128_in1k', TOP, EPOCHS,
-        'train_dataloader.dataset.indices=1 param_scheduler.0.end=1 param_scheduler.1.begin=1',
+        'train_dataloader.dataset.indices=1 train_dataloader.batch_size=1 param_scheduler.0.end=1 param_scheduler.1.begin=1',
         IMAGENET_FIXED,
     ),
     'classification 384': Family(
         'imagenet/dat-pp-base_64xb24_in1k-384px', TOP, EPOCHS,
-        'train_dataloader.dataset.indices=1', IMAGENET_FIXED, lr=1e-4, depth=DEPTH,
+        'train_dataloader.dataset.indices=1 train_dataloader.batch_size=1', IMAGENET_FIXED, lr=1e-4, depth=DEPTH,
     ),
     'RetinaNet': Family(
         'coco/retinanet_dat-pp-t_fpn_32xb2-amp-ms-crop-1x_coco', BOXES, EPOCHS,
@@ -169,7 +169,7 @@ FAMILIES = {
         lr=1e-3,
     ),
     'UperNet': Family(
-        'ade20k/dat-pp-tiny_upernet_8xb2-160k_ade20k-512x512', MIOU, ITERATIONS,
+        'ade20k/dat-pp-tiny_upernet_8xb2-amp-160k_ade20k-512x512', MIOU, ITERATIONS,
         ADE_SMALL + RESIZE, ADE_FIXED + 'train_dataloader.dataset.pipeline.2.ratio_range=(1.0,1.0)',
         'model.decode_head.channels=128', lr=2e-3,
     ),

@@ -47,7 +47,7 @@ ROWS = [
     Row('dat-pp-base_64xb24_in1k-384px', 93_690_640, 0.6, 64, 24, lr=2e-5, min_lr=2e-7, **FINE),
     Row('dat-tiny_32xb128_in1k', 28_319_138, 0.2, 32, 128),
     Row('dat-small_32xb128_in1k', 49_700_402, 0.3, 32, 128),
-    Row('dat-base_64xb64_in1k', 87_881_632, 0.5, 64, 64, warmup=50, lr=4e-4, clip=1.0),
+    Row('dat-base_32xb128_in1k', 87_881_632, 0.5, 64, 64, warmup=50, lr=4e-4, clip=1.0),
     Row('dat-base_64xb24_in1k-384px', 88_178_272, 0.5, 64, 24, lr=2e-6, min_lr=1e-7, **FINE),
 ]
 ABLATIONS = {

@@ -25,7 +25,7 @@ RESULTS = {
         'dat-pp-base_64xb24_in1k-384px': (85.9, None),
         'dat-tiny_32xb128_in1k': (82.034, 95.850),
         'dat-small_32xb128_in1k': (83.686, 96.392),
-        'dat-base_64xb64_in1k': (84.028, 96.686),
+        'dat-base_32xb128_in1k': (84.028, 96.686),
         'dat-base_64xb24_in1k-384px': (84.754, 96.982),
     },
     # box AP, mask AP
@@ -48,8 +48,8 @@ RESULTS = {
         'dat-pp-tiny_fpn_8xb4-40k_ade20k-512x512': (48.4, 48.8),
         'dat-pp-small_fpn_8xb4-40k_ade20k-512x512': (49.9, 50.7),
         'dat-pp-base_fpn_8xb4-40k_ade20k-512x512': (50.4, 51.1),
-        'dat-pp-tiny_upernet_8xb2-160k_ade20k-512x512': (49.4, 50.3),
-        'dat-pp-small_upernet_8xb2-160k_ade20k-512x512': (50.5, 51.2),
+        'dat-pp-tiny_upernet_8xb2-amp-160k_ade20k-512x512': (49.4, 50.3),
+        'dat-pp-small_upernet_8xb2-amp-160k_ade20k-512x512': (50.5, 51.2),
         'dat-pp-base_upernet_8xb2-160k_ade20k-512x512': (51.0, 51.5),
     },
 }

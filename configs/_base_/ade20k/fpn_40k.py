@@ -1,7 +1,7 @@
 # Semantic FPN, 8 GPUs x 4 images, 40k iterations.
 _base_ = [
     'mmseg::_base_/models/fpn_r50.py',
-    'mmseg::_base_/datasets/ade20k.py',
+    './dataset.py',
     'mmseg::_base_/schedules/schedule_40k.py',
     'mmseg::_base_/default_runtime.py',
     './decay.py',
@@ -11,14 +11,7 @@ custom_imports = dict(imports=['dat_pp'], allow_failed_imports=False)
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
     pretrained=None,
-    backbone=dict(
-        _delete_=True,
-        type='DAT',
-        arch='dat-t++',
-        drop_path_rate=0.4,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/dat-pp-tiny_in1k.pth'),
-    ),
-    neck=dict(in_channels=[64, 128, 256, 512]),
+    backbone=dict(_delete_=True, type='DAT'),
     decode_head=dict(num_classes=150),
 )
 

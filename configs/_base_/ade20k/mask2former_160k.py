@@ -5,14 +5,5 @@ _base_ = [
 ]
 custom_imports = dict(imports=['dat_pp', 'mmdet.models'])
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='DAT',
-        arch='dat-t++',
-        drop_path_rate=0.3,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/dat-pp-tiny_in1k.pth'),
-    ),
-    decode_head=dict(in_channels=[64, 128, 256, 512]),
-)
+model = dict(backbone=dict(_delete_=True, type='DAT', drop_path_rate=0.3))
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.custom_keys))

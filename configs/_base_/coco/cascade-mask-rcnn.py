@@ -1,18 +1,14 @@
 _base_ = ['mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py', './instance.py']
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='DAT',
-        arch='dat-t++',
-        with_cp=True,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/dat-pp-tiny_in1k.pth'),
-    ),
-    neck=dict(in_channels=[64, 128, 256, 512]),
+    backbone=dict(_delete_=True, type='DAT', with_cp=True),
+    rpn_head=dict(type='Float32Head', base='RPNHead'),
     roi_head=dict(
+        bbox_roi_extractor=dict(type='Float32RoIExtractor'),
         bbox_head=[
             dict(
-                type='Shared4Conv1FCBBoxHead',
+                type='Float32Head',
+                base='Shared4Conv1FCBBoxHead',
                 in_channels=256,
                 fc_out_channels=1024,
                 roi_feat_size=7,
@@ -29,5 +25,7 @@ model = dict(
                 [0.033, 0.033, 0.067, 0.067],
             )
         ],
+        mask_roi_extractor=dict(type='Float32RoIExtractor'),
+        mask_head=dict(type='Float32Head', base='FCNMaskHead'),
     ),
 )

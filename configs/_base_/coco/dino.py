@@ -2,14 +2,4 @@
 _base_ = 'mmdet::dino/dino-5scale_swin-l_8xb2-12e_coco.py'
 custom_imports = dict(imports=['dat_pp'], allow_failed_imports=False)
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='DAT',
-        arch='dat-t++',
-        drop_path_rate=0.2,
-        with_cp=True,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/dat-pp-tiny_in1k.pth'),
-    ),
-    neck=dict(in_channels=[64, 128, 256, 512]),
-)
+model = dict(backbone=dict(_delete_=True, type='DAT', drop_path_rate=0.2, with_cp=True))

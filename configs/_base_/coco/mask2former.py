@@ -5,17 +5,7 @@ _base_ = [
 ]
 custom_imports = dict(imports=['dat_pp'], allow_failed_imports=False)
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='DAT',
-        arch='dat-t++',
-        drop_path_rate=0.3,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/dat-pp-tiny_in1k.pth'),
-    ),
-    panoptic_head=dict(in_channels=[64, 128, 256, 512]),
-    init_cfg=None,
-)
+model = dict(backbone=dict(_delete_=True, type='DAT', drop_path_rate=0.3), init_cfg=None)
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.custom_keys))
 
 # Upstream's also names the folders of panoptic labels, which instances do not need.

@@ -1,4 +1,4 @@
-# ImageNet-1K from scratch at 224: total batch 4096, 300 epochs of which 20 warm up.
+# ImageNet-1K from scratch at 224 x 224: total batch 4096, 300 epochs of which 20 are warm-up.
 _base_ = [
     'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py',
     'mmpretrain::_base_/schedules/imagenet_bs1024_adamw_swin.py',
@@ -8,13 +8,12 @@ custom_imports = dict(imports=['dat_pp'], allow_failed_imports=False)
 
 model = dict(
     type='ImageClassifier',
-    backbone=dict(type='DAT', arch='dat-t++', out_indices=(3,), drop_path_rate=0.2),
+    backbone=dict(type='DAT', out_indices=(3,)),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
         type='LinearClsHead',
         num_classes=1000,
-        in_channels=512,
-        init_cfg=None,  # as published: PyTorch's own initial values
+        init_cfg=None,  # as published: PyTorch's default initialization
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
         cal_acc=False,
     ),
@@ -27,7 +26,7 @@ test_pipeline = [
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs'),
 ]
-train_dataloader = dict(batch_size=128)
+train_dataloader = dict(batch_size=128, drop_last=True)  # 312 iterations per epoch
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
@@ -44,3 +43,5 @@ param_scheduler = [
     dict(type='LateCosineAnnealingLR', eta_min_ratio=0.01, begin=20, convert_to_iter_based=True),
 ]
 auto_scale_lr = dict(base_batch_size=4096)
+# seed + rank in each process, so that mixup, cutmix and stochastic depth differ between GPUs.
+randomness = dict(seed=0, diff_rank_seed=True)

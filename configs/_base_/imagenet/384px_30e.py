@@ -1,4 +1,4 @@
-# Fine-tuning at 384 from the weights of 224: 30 epochs, no warm-up, next to no weight decay.
+# Fine-tuning at 384 x 384 from the weights at 224: 30 epochs, no warm-up, next to no weight decay.
 _base_ = './224px_300e.py'
 
 train_pipeline = _base_.train_pipeline
@@ -8,7 +8,7 @@ test_pipeline = [
     dict(type='Resize', scale=(384, 384), backend='pillow', interpolation='bicubic'),
     dict(type='PackInputs'),
 ]
-# The number of GPUs is not stated anywhere; 64 as at 224. The learning rates are per 512 images.
+# The number of GPUs is not published; 64 as at 224. Learning rates are per 512 images.
 train_dataloader = dict(batch_size=24, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -73,7 +73,7 @@ def _subclass(
     base: type[nn.Module], methods: tuple[str, ...], restore_dtype: bool
 ) -> type[nn.Module]:
     overrides = {name: _in_float32(getattr(base, name), restore_dtype) for name in methods}
-    return type(f'Float32{base.__name__}', (base,), overrides)
+    return type(f'Float32{base.__name__}', (base,), {'__module__': __name__, **overrides})
 
 
 def _in_float32(method: Callable, restore_dtype: bool) -> Callable:

@@ -1,1 +1,0 @@
-_base_ = '../_base_/ade20k/upernet_160k.py'
