@@ -28,7 +28,7 @@ CLASSIFIERS = {
     'dat-pp-base_64xb24_in1k-384px': (93_690_640, 49.73),
     'dat-tiny_32xb128_in1k': (28_319_138, 4.59),
     'dat-small_32xb128_in1k': (49_700_402, 9.01),
-    'dat-base_64xb64_in1k': (87_881_632, 15.79),
+    'dat-base_32xb128_in1k': (87_881_632, 15.79),
     'dat-base_64xb24_in1k-384px': (88_178_272, 49.77),
     'dat-pp-tiny-plain_32xb128_in1k': (22_772_796, 4.05),
 }

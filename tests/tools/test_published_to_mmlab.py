@@ -221,7 +221,7 @@ PUBLISHED = [
     classifier('imagenet_pp_base', 384, 'dat-pp-base_64xb24', 'dat-b++'),
     classifier('imagenet_2022_tiny', 224, 'dat-tiny_32xb128', 'dat-t'),
     classifier('imagenet_2022_small', 224, 'dat-small_32xb128', 'dat-s'),
-    classifier('imagenet_2022_base', 224, 'dat-base_64xb64', 'dat-b'),
+    classifier('imagenet_2022_base', 224, 'dat-base_32xb128', 'dat-b'),
     classifier('imagenet_2022_base_384', 384, 'dat-base_64xb24', 'dat-b with window_size 12'),
     *(detector(retinanet, size, n, AMP) for size in 'ts' for n in (12, 36)),
     *(detector(mask_rcnn, size, n, AMP) for size in 'ts' for n in (12, 36)),
