@@ -5,7 +5,9 @@ registries of all three libraries fall back to, and beside it the published lear
 and layer-wise learning rate decay.
 """
 
-from .compat import mmengine as _  # noqa: F401  tells mmengine about this package
+from .catalog import config
+from .compat import mmpretrain as _mmpretrain  # noqa: F401  registers our models there by name
+from .compat.mmengine import upstream
 from .engine import float32 as _float32  # noqa: F401  registers Float32Head, Float32RoIExtractor
 from .engine.layer_decay import BackboneLayerDecayConstructor
 from .engine.schedulers import LateCosineAnnealingLR
@@ -18,7 +20,9 @@ __all__ = [
     'DAT',
     'BackboneLayerDecayConstructor',
     'LateCosineAnnealingLR',
+    'config',
     'convert_published',
     'deformable_attention',
     'neighborhood_attention',
+    'upstream',
 ]

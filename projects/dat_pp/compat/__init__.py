@@ -1,1 +1,1 @@
-"""What other packages need from us, and what we change in them."""
+"""What other packages need from this one, and what it changes in them."""

@@ -1,32 +1,174 @@
-"""Lets mmengine find configs of this package and of mmseg: ``_base_ = 'dat_pp::...'``.
+"""All that this package changes in mmengine, for which versions, and why.
 
-mmengine looks only into packages that it lists by name, and knows mmseg as `mmsegmentation`, not as
-`onedl-mmsegmentation`. The name of the module serves as well.
+A change is made when its module is imported, by us or by somebody else later, and again if that
+module is reloaded. Each looks at what it replaces first: where mmengine is of a version or of a
+shape that is not known here, it is left alone and ``SKIPPED`` says why. ``dat_pp.config`` and
+``dat_pp.upstream`` work without any of them.
+
+===================================== ==========================================================
+what                                  why
+===================================== ==========================================================
+``MODULE2PACKAGE``                    mmengine reads ``package::name`` only for the packages in
+                                      this table, and has mmseg in it as ``mmsegmentation``, not
+                                      as ``onedl-mmsegmentation``
+``Config._get_cfg_path``              the modules of a ``dat_pp::`` base must be built in the
+                                      config's ``default_scope``, not in a scope ``dat_pp``
+``config.utils.load``                 all metafiles of a library are parsed for each base
+``BaseInferencer``                    inferencers know only the models in a library's own index
+===================================== ==========================================================
+
+``CheckpointLoader`` has an official door: schemes for the share pages of the published weights,
+which a browser opens but a program cannot download.
 """
 
-from functools import cache
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any, NoReturn
 
-from mmengine.config import Config, utils
-from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.utils import is_installed
+import mmengine
+from mmengine.utils import digit_version, get_installed_path, is_installed
 
-MODULE2PACKAGE['dat_pp'] = 'dat_pp'
-if not is_installed(MODULE2PACKAGE['mmseg']):
-    MODULE2PACKAGE['mmseg'] = 'mmseg'
+from .. import catalog
+from .imports import when_imported
 
-# For every `_base_ = 'mmdet::...'` mmengine would parse all metafiles of the library again.
-utils.load = cache(utils.load)
-
-_get_cfg_path = Config._get_cfg_path
+VERSIONS = ('0.10.0', '0.11.0')  # from the first on, up to and without the second
+SHARE_PAGES = ('https://1drv.ms/', 'https://cloud.tsinghua.edu.cn/', 'https://drive.google.com/')
+# What was left alone -> the reason.
+SKIPPED: dict[str, str] = {}
 
 
-def _without_own_scope(cfg_path: str, filename: str) -> tuple[str, str | None]:
-    """As mmengine's, but what comes from our configs is built in the scope of ``default_scope``.
+def upstream(*names: str) -> list[str]:
+    """Bases from the libraries, for ``_base_``, under whatever name a library is installed.
 
-    mmengine would build it in a scope `dat_pp`, where the library's modules are not found.
+    mmengine finds ``mmseg::...`` only in a distribution called ``mmsegmentation``; the one that is
+    installed may be ``onedl-mmsegmentation``::
+
+        _base_ = [
+            *__import__('dat_pp').upstream('mmseg::_base_/models/upernet_swin.py'),
+            './mine.py',
+        ]
+
+    Args:
+        names: ``package::path``, with the path below the package's ``configs``.
+
+    Returns:
+        The names as they are, which mmengine can resolve now. Where it cannot, because this version
+        of it is unknown here: paths, whose modules are built in the config's ``default_scope``.
     """
-    path, scope = _get_cfg_path(cfg_path, filename)
-    return path, None if scope == 'dat_pp' else scope
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    bases = []
+    for name in names:
+        package, _, path = name.partition('::')
+        if not is_installed(MODULE2PACKAGE.get(package, package)) and is_installed(package):
+            name = f'{get_installed_path(package)}/.mim/configs/{path}'
+        bases.append(name)
+    return bases
 
 
-Config._get_cfg_path = staticmethod(_without_own_scope)
+def _known_packages(utils: ModuleType) -> None:
+    packages = utils.MODULE2PACKAGE
+    packages['dat_pp'] = 'dat_pp'
+    if not is_installed(packages['mmseg']) and is_installed('mmseg'):
+        packages['mmseg'] = 'mmseg'  # mmengine takes the name of a module as well
+
+
+def _load_once(utils: ModuleType) -> None:
+    original = _original(utils.load, ['file'])
+    utils.load = _replacing(functools.cache(original), original)
+
+
+def _own_bases(config: ModuleType) -> None:
+    original = _original(config.Config._get_cfg_path, ['cfg_path', 'filename'])
+
+    @functools.wraps(original)
+    def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        package, _, name = cfg_path.partition('::')
+        if package == 'dat_pp' and name:
+            return catalog.config(name), None
+        return original(cfg_path, filename)
+
+    config.Config._get_cfg_path = staticmethod(_replacing(get_cfg_path, original))
+
+
+def _models_by_name(infer: ModuleType) -> None:
+    inferencer = infer.BaseInferencer
+    original = _original(inferencer._get_models_from_metafile, ['dir'])
+    folder_of = inferencer._get_repo_or_mim_dir
+
+    @functools.wraps(original)
+    def get_models_from_metafile(dir: str) -> Iterator[dict[str, Any]]:
+        yield from original(dir)
+        for library in set(catalog.LIBRARIES.values()) & set(sys.modules):
+            if folder_of(library) == dir:
+                yield from catalog.models(library)
+
+    replacement = staticmethod(_replacing(get_models_from_metafile, original))
+    inferencer._get_models_from_metafile = replacement
+
+
+def _share_pages(checkpoint: ModuleType) -> None:
+    loader = checkpoint.CheckpointLoader
+    loader.register_scheme(prefixes=SHARE_PAGES, loader=_refuse_share_page, force=True)
+
+
+def _refuse_share_page(filename: str, map_location: object = None) -> NoReturn:
+    raise ValueError(
+        f'the weights are not at a link that can be downloaded but on a share page: open {filename} '
+        'in a browser, save the file, convert it with published_to_mmlab.py, and give its path'
+    )
+
+
+CHANGES = {
+    'mmengine.config.utils': [_known_packages, _load_once],
+    'mmengine.config.config': [_own_bases],
+    'mmengine.infer.infer': [_models_by_name],
+    'mmengine.runner.checkpoint': [_share_pages],
+}
+
+
+class _UnknownShapeError(Exception):
+    """A function of mmengine does not have the parameters that its replacement relies on."""
+
+
+def _original(function: Callable, parameters: list[str]) -> Callable:
+    """``function`` as mmengine has it, also if it was replaced here before."""
+    function = getattr(function, '_dat_pp_original', function)
+    found = list(inspect.signature(function).parameters)
+    if found[: len(parameters)] != parameters:
+        raise _UnknownShapeError(f'{function.__qualname__} takes {found}, not {parameters}')
+    return function
+
+
+def _replacing(function: Callable, original: Callable) -> Callable:
+    function._dat_pp_original = original
+    return function
+
+
+def apply() -> None:
+    """Make the changes, now or when the modules are imported. Repeating it changes nothing."""
+    first, last = map(digit_version, VERSIONS)
+    for name, changes in CHANGES.items():
+        for change in changes:
+            if not first <= digit_version(mmengine.__version__) < last:
+                SKIPPED[change.__name__] = f'mmengine {mmengine.__version__} is not known'
+            else:
+                when_imported(name, _guarded(change))
+
+
+def _guarded(change: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
+    @functools.wraps(change)
+    def guarded(module: ModuleType) -> None:
+        SKIPPED.pop(change.__name__, None)
+        try:
+            change(module)
+        except (AttributeError, KeyError, _UnknownShapeError) as error:
+            SKIPPED[change.__name__] = f'mmengine {mmengine.__version__}: {error}'
+
+    return guarded
+
+
+apply()
