@@ -1,48 +1,251 @@
-"""Weights: published names to ours, and filling a backbone from any checkpoint."""
+"""Weights: read checkpoint files, rename published weights, compare weights with a model.
 
+Every part of the package that opens a checkpoint goes through :func:`read_checkpoint`, and every
+report of what does not fit is a :class:`Mismatch`.
+"""
+
+import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-_NUM_STAGES = 4
-_BUFFERS = ('relative_position_index', 'attn_mask')
+ENTRIES = ('state_dict_ema', 'model_ema', 'state_dict', 'model', 'ema_state_dict')
+"""Where a checkpoint file may hold its weights, in order of preference.
+
+timm keeps averaged (EMA) weights beside the raw ones and evaluates the averaged ones. mmengine's
+EMAHook swaps them: ``state_dict`` is averaged and ``ema_state_dict`` is raw.
+"""
 
 
-def _weight_bias(*modules: str) -> list[str]:
-    return [f'{module}.{kind}' for module in modules for kind in ('weight', 'bias')]
+@dataclass(frozen=True)
+class Checkpoint:
+    """What :func:`read_checkpoint` finds in a file.
+
+    Attributes:
+        weights: Tensors by name, without the ``module.`` prefix of parallel models.
+        entry: The entry of the file that holds them; None if the file holds nothing else.
+        content: The whole file. Classes and functions that it names are replaced by empty dicts.
+    """
+
+    weights: dict[str, Tensor]
+    entry: str | None
+    content: Mapping[str, Any]
 
 
-# What a token mixer of each kind always has, under its published names.
-_MIXERS = {
-    'D': [
-        *_weight_bias('proj_q', 'proj_k', 'proj_v', 'proj_out'),
-        *_weight_bias('conv_offset.0', 'conv_offset.1.norm'),
-        'conv_offset.3.weight',
-    ],
-    'N': [*_weight_bias('qkv', 'proj'), 'rpb'],
-    'L': [*_weight_bias('proj_qkv', 'proj_out'), 'relative_position_bias_table'],
-    'P': _weight_bias('q', 'kv', 'proj'),
-    'X': ['weight', 'bias'],
+def read_checkpoint(path: str | os.PathLike[str], entries: Sequence[str] = ENTRIES) -> Checkpoint:
+    """Read the weights of a checkpoint file to the CPU.
+
+    A local file is read without running any code: classes and functions that it names are never
+    called. Tensors of a local file may be mapped from it, so copy them before changing the file.
+
+    Args:
+        path: A local file, or a URL that mmengine's ``CheckpointLoader`` takes.
+        entries: Entries that may hold the weights; the first one in the file counts. A file with
+            none of them must hold weights and nothing else.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read, or holds no weights.
+    """
+    path = os.fspath(path)
+    if '://' in path:
+        content = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    else:
+        content = _read_local(path)
+    content = content if isinstance(content, Mapping) else {}
+    entry = next((name for name in entries if isinstance(content.get(name), Mapping)), None)
+    weights = content if entry is None else content[entry]
+    if not weights or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+    ):
+        where = 'its entries are ' + some([str(name) for name in content], most=8)
+        raise ValueError(
+            f'{path} holds no weights: expected tensors by name, on their own or under '
+            f'{" or ".join(entries)}; {where if content else "it holds none of these"}'
+        )
+    # mmengine's averaged model counts its updates beside the wrapped model.
+    wrapped = {name: value for name, value in weights.items() if name != 'steps'}
+    if wrapped and all(name.startswith('module.') for name in wrapped):
+        weights = {name.removeprefix('module.'): value for name, value in wrapped.items()}
+    return Checkpoint(dict(weights), entry, content)
+
+
+def _read_local(path: str) -> Any:
+    if os.path.isdir(path):
+        raise ValueError(f'{path} is a folder; expected a checkpoint file')
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'no such file: {path}')
+    names: list[str] = []
+    try:
+        zipped = zipfile.is_zipfile(path)
+        if zipped:  # files of before PyTorch 1.6 are not; those must hold plain data only
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        stand_ins = [(_Value if name.startswith('numpy.') else _Object, name) for name in names]
+        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
+            warnings.simplefilter('ignore')
+            return torch.load(path, map_location='cpu', weights_only=True, mmap=zipped)
+    except PermissionError as error:
+        raise ValueError(f'cannot read {path}: {error.strerror}') from error
+    except Exception as error:  # a damaged file can raise anything
+        reason = 'it is damaged (an interrupted download?) or not a PyTorch checkpoint'
+        if names:
+            reason += f', or unsafe: it names {some(sorted(names))}'
+        raise ValueError(f'cannot read {path}: {reason}') from error
+
+
+class _Object:
+    """Stands in for a class or function that a file names: calling it gives an empty dict.
+
+    PyTorch's safe reader sets items of an OrderedDict, but not of its subclasses.
+    """
+
+    def __new__(cls, *args: Any) -> OrderedDict:
+        return OrderedDict()
+
+
+class _Value:
+    """The same for numpy's values, whose state is not a dict."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """How weights differ from what a model needs; false if they do not.
+
+    Attributes:
+        missing: Names that the model has and the weights lack.
+        unexpected: Names that the weights have and the model lacks.
+        sizes: Both shapes of every tensor where they differ, as text.
+    """
+
+    missing: list[str]
+    unexpected: list[str]
+    sizes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.sizes)
+
+    def __str__(self) -> str:
+        """One line with the first names of each sort."""
+        parts = ('missing ', self.missing), ('unexpected ', self.unexpected)
+        parts += (('size mismatch: ', self.sizes),)
+        return '; '.join(title + some(names) for title, names in parts if names)
+
+
+def compare(expected: nn.Module | Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Mismatch:
+    """Compare weights with a model (its parameters and persistent buffers), name by name."""
+    if isinstance(expected, nn.Module):
+        expected = expected.state_dict()
+    return Mismatch(
+        missing=[name for name in expected if name not in weights],
+        unexpected=[name for name in weights if name not in expected],
+        sizes=[
+            f'{name} is {tuple(weights[name].shape)} instead of {tuple(value.shape)}'
+            for name, value in expected.items()
+            if name in weights and weights[name].shape != value.shape
+        ],
+    )
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first names of a list, and how many more there are."""
+    rest = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + rest
+
+
+# The rename table: published names -> ours. `*` stands for `weight` and `bias`, `{i}` for a stage,
+# `{j}` for a block, `{n}` and `{m}` for the two branches of a block, which the published code
+# numbers through the stage. A model has all names of a group or none; of a list of groups, one.
+
+
+def _same(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+STEM = [
+    {'patch_proj.0.*': 'stem.conv1.*', 'patch_proj.1.norm.*': 'stem.norm1.*'},
+    {
+        'patch_proj.0.*': 'stem.conv1.*',
+        'patch_proj.1.norm.*': 'stem.norm1.*',
+        'patch_proj.3.*': 'stem.conv2.*',
+        'patch_proj.4.norm.*': 'stem.norm2.*',
+    },
+]
+DOWNSAMPLE = {
+    'down_projs.{i}.0.weight': 'downsamples.{i}.conv.weight',
+    'down_projs.{i}.1.norm.*': 'downsamples.{i}.norm.*',
 }
-# What it may have: all names of one of these rows, or none.
-_OPTIONAL = {
-    'D': [
-        ['rpe_table'],
-        _weight_bias('rpe_table'),
-        ['rpe_table.0.weight', 'rpe_table.0.bias', 'rpe_table.2.weight'],
-    ],
-    'P': [_weight_bias('proj_ds.0', 'proj_ds.1.norm')],
+OUTPUT_NORM = {'norms.{i}.norm.*': 'norm{i}.*'}  # dense tasks: for each stage that is used
+CLASSIFIER_NORM = {'cls_norm.norm.*': 'norm3.*'}
+CLASSIFIER_HEAD = {'cls_head.*': 'head.fc.*'}
+
+# stages.{i}.attns.{j}. -> stages.{i}.{j}.mixer.
+DEFORMABLE = {
+    **_same('proj_q.*', 'proj_k.*', 'proj_v.*', 'proj_out.*'),
+    'conv_offset.0.*': 'conv_offset.dwconv.*',
+    'conv_offset.1.norm.*': 'conv_offset.norm.*',
+    'conv_offset.3.weight': 'conv_offset.proj.weight',
 }
-_MIXER_RENAMES = {
-    'conv_offset.0.': 'conv_offset.dwconv.',
-    'conv_offset.1.norm.': 'conv_offset.norm.',
-    'conv_offset.3.': 'conv_offset.proj.',
-    'proj_ds.0.': 'reduction.conv.',
-    'proj_ds.1.norm.': 'reduction.norm.',
-}
+SPATIAL_REDUCTION = _same('q.*', 'kv.*', 'proj.*')
+ATTENTIONS = [
+    DEFORMABLE,
+    DEFORMABLE | _same('rpe_table'),
+    DEFORMABLE | _same('rpe_table.*'),
+    DEFORMABLE | _same('rpe_table.0.*', 'rpe_table.2.weight'),
+    _same('qkv.*', 'proj.*', 'rpb'),
+    _same('proj_qkv.*', 'proj_out.*', 'relative_position_bias_table'),
+    SPATIAL_REDUCTION,
+    SPATIAL_REDUCTION | {'proj_ds.0.*': 'reduction.conv.*', 'proj_ds.1.norm.*': 'reduction.norm.*'},
+]
+CONVNEXT = _same('*')
+
+
+def _mixer(renames: Mapping[str, str]) -> dict[str, str]:
+    return {f'attns.{{j}}.{name}': f'mixer.{ours}' for name, ours in renames.items()}
+
+
+# stages.{i}. -> stages.{i}.{j}.
+NORMS = {'layer_norms.{n}.norm.*': 'norm1.*', 'layer_norms.{m}.norm.*': 'norm2.*'}
+MIXERS = [
+    *(_mixer(attention) | NORMS for attention in ATTENTIONS),
+    _mixer(CONVNEXT) | {'ln_cnvnxt.{j}.norm.*': 'norm.*'},
+]
+LAYER_SCALES = [
+    {},
+    {'layer_scales.{n}.weight': 'scale1.weight', 'layer_scales.{m}.weight': 'scale2.weight'},
+    {'layer_scales.{n}.gamma': 'scale1.weight', 'layer_scales.{m}.gamma': 'scale2.weight'},
+]
+FFNS = [
+    {
+        'mlps.{j}.linear1.0.*': 'ffn.fc1.*',
+        'mlps.{j}.dwc.*': 'ffn.dwconv.*',
+        'mlps.{j}.linear2.0.*': 'ffn.fc2.*',
+    },
+    {'mlps.{j}.chunk.linear1.*': 'ffn.fc1.*', 'mlps.{j}.chunk.linear2.*': 'ffn.fc2.*'},
+]
+LPU = {'local_perception_units.{j}.*': 'lpu.*'}
+
+BUFFERS = ('relative_position_index', 'attn_mask')  # the published code saves what ours computes
+NUM_STAGES = 4
+
+
+def is_published(weights: Iterable[str]) -> bool:
+    """Whether these are published names of a DAT or DAT++ model."""
+    return any('patch_proj.' in name for name in weights)
 
 
 def convert_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -51,7 +254,7 @@ def convert_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Args:
         state_dict: Weights under published names: of a classification model (the entry ``model``
             of its file), of a detector or segmentor (the entry ``state_dict``; the backbone is
-            under ``backbone.``), or of a dense task's backbone alone.
+            under ``backbone.``), or of the backbone of a dense task alone.
 
     Returns:
         ``backbone.*`` and ``head.fc.*`` of mmpretrain's ImageClassifier, or ``backbone.*`` and all
@@ -59,23 +262,21 @@ def convert_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         shared with the input; those of plain FFNs are viewed as 1x1 convolutions.
 
     Raises:
-        ValueError: A backbone name is unknown or missing.
+        ValueError: A name of the backbone is unexpected or missing.
     """
     prefix = 'backbone.' if any(name.startswith('backbone.') for name in state_dict) else ''
     backbone = {
         name[len(prefix) :]: value
         for name, value in state_dict.items()
-        if name.startswith(prefix) and name.rpartition('.')[2] not in _BUFFERS
+        if name.startswith(prefix) and name.rpartition('.')[2] not in BUFFERS
     }
-    renames = _published_names(backbone)
-    unknown = [name for name in backbone if name not in renames]
-    missing = [name for name in renames if name not in backbone]
-    if unknown or missing:
-        problems = {'unknown': unknown, 'missing': missing}
-        raise ValueError(
-            'not a complete published DAT checkpoint: '
-            + '; '.join(f'{kind} {_some(names)}' for kind, names in problems.items() if names)
-        )
+    renames = _published_names(backbone.keys())
+    mismatch = Mismatch(
+        missing=[name for name in renames if name not in backbone],
+        unexpected=[name for name in backbone if name not in renames],
+    )
+    if mismatch:
+        raise ValueError(f'not a complete published DAT checkpoint: {mismatch}')
     converted = {name: v for name, v in state_dict.items() if not name.startswith(prefix)}
     for name, value in backbone.items():
         if '.chunk.' in name and value.dim() == 2:
@@ -84,71 +285,45 @@ def convert_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def _published_names(names: Collection[str]) -> dict[str, str]:
-    """Published name -> ours, for every parameter that a model with such names must have."""
+def _published_names(names: Set[str]) -> dict[str, str]:
+    """Published name -> ours, for every parameter of the model that has most of these names."""
+    renames = {}
 
     def has(prefix: str) -> bool:
         return any(name.startswith(prefix) for name in names)
 
-    renames = {}
+    def add(
+        groups: Sequence[Mapping[str, str]], old: str = '', new: str = 'backbone.', **index: int
+    ) -> None:
+        """Add the group that the model has most names of."""
+        options = [
+            {
+                old + published.format(**index).replace('*', kind): new
+                + ours.format(**index).replace('*', kind)
+                for published, ours in group.items()
+                for kind in (('weight', 'bias') if '*' in published else ('',))
+            }
+            for group in groups
+        ]
+        renames.update(max(options, key=lambda option: len(option.keys() & names)))
 
-    def add(published: str, ours: str, kinds: Iterable[str] = ('weight', 'bias')) -> None:
-        renames.update({f'{published}.{kind}': f'backbone.{ours}.{kind}' for kind in kinds})
-
-    add('patch_proj.0', 'stem.conv1')
-    add('patch_proj.1.norm', 'stem.norm1')
-    if has('patch_proj.3.') or has('patch_proj.4.'):
-        add('patch_proj.3', 'stem.conv2')
-        add('patch_proj.4.norm', 'stem.norm2')
-    for i in range(_NUM_STAGES - 1):
-        add(f'down_projs.{i}.0', f'downsamples.{i}.conv', ['weight'])
-        add(f'down_projs.{i}.1.norm', f'downsamples.{i}.norm')
+    add(STEM)
+    for i in range(NUM_STAGES - 1):
+        add([DOWNSAMPLE], i=i)
     if has('norms.'):
-        for i in range(_NUM_STAGES):
-            if has(f'norms.{i}.'):
-                add(f'norms.{i}.norm', f'norm{i}')
+        for i in range(NUM_STAGES):
+            add([{}, OUTPUT_NORM], i=i)
     else:
-        add('cls_norm.norm', f'norm{_NUM_STAGES - 1}')
-        renames |= {f'cls_head.{kind}': f'head.fc.{kind}' for kind in ('weight', 'bias')}
-
-    for i in range(_NUM_STAGES):
-        stage = f'stages.{i}'
-        pattern = re.compile(rf'{stage}\.(?:attns|mlps|local_perception_units)\.(\d+)\.')
-        found = [int(match[1]) for match in map(pattern.match, names) if match]
+        add([CLASSIFIER_NORM])
+        add([CLASSIFIER_HEAD], new='')
+    for i in range(NUM_STAGES):
+        stage = f'stages.{i}.'
+        block = re.compile(re.escape(stage) + r'(?:attns|mlps|local_perception_units)\.(\d+)\.')
+        found = [int(match[1]) for match in map(block.match, names) if match]
+        lpu = [LPU if has(f'{stage}local_perception_units.') else {}]
         for j in range(max(found, default=0) + 1):
-            mixer = f'{stage}.attns.{j}.'
-            own = {name[len(mixer) :] for name in names if name.startswith(mixer)}
-            kind = max(_MIXERS, key=lambda k: len(own.intersection(_MIXERS[k])))
-            parts = list(_MIXERS[kind])
-            for option in _OPTIONAL.get(kind, []):
-                if own.intersection(option):
-                    parts += option
-            for part in parts:
-                ours = part
-                for published, new in _MIXER_RENAMES.items():
-                    ours = ours.replace(published, new)
-                renames[mixer + part] = f'backbone.{stage}.{j}.mixer.{ours}'
-
-            if kind == 'X':
-                add(f'{stage}.ln_cnvnxt.{j}.norm', f'{stage}.{j}.norm')
-            else:
-                for branch in (0, 1):
-                    n = 2 * j + branch
-                    add(f'{stage}.layer_norms.{n}.norm', f'{stage}.{j}.norm{branch + 1}')
-                    for scale in ('weight', 'gamma'):  # classification, dense tasks
-                        if has(f'{stage}.layer_scales.{n}.{scale}'):
-                            ours = f'backbone.{stage}.{j}.scale{branch + 1}.weight'
-                            renames[f'{stage}.layer_scales.{n}.{scale}'] = ours
-            mlp = f'{stage}.mlps.{j}'
-            if has(f'{mlp}.chunk.'):
-                add(f'{mlp}.chunk.linear1', f'{stage}.{j}.ffn.fc1')
-                add(f'{mlp}.chunk.linear2', f'{stage}.{j}.ffn.fc2')
-            else:
-                add(f'{mlp}.linear1.0', f'{stage}.{j}.ffn.fc1')
-                add(f'{mlp}.dwc', f'{stage}.{j}.ffn.dwconv')
-                add(f'{mlp}.linear2.0', f'{stage}.{j}.ffn.fc2')
-            if has(f'{stage}.local_perception_units.'):
-                add(f'{stage}.local_perception_units.{j}', f'{stage}.{j}.lpu')
+            for groups in (MIXERS, LAYER_SCALES, FFNS, lpu):
+                add(groups, stage, f'backbone.{stage}{j}.', j=j, n=2 * j, m=2 * j + 1)
     return renames
 
 
@@ -157,23 +332,23 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
 
     The file may hold a classifier, a detector, a segmentor or a backbone alone, under our names or
     the published ones. Output norms are loaded only where the file's model has the same outputs:
-    a dense-task backbone does not take over the norm of a classifier. Position bias tables of
-    another native resolution or window size are resized bicubically. Stages that this backbone
+    the backbone of a dense task does not take over the norm of a classifier. Position bias tables
+    of another native resolution or window size are resized bicubically. Stages that this backbone
     does not have are ignored.
 
     Args:
         backbone: The backbone, a ``DAT``.
-        checkpoint: Path or URL, anything that mmengine's CheckpointLoader takes.
-        prefix: Where the backbone is in the file; default: ``'backbone.'`` if there is such, else
-            the whole file.
+        checkpoint: Path or URL, see :func:`read_checkpoint`.
+        prefix: Prefix of the backbone's names in the file; default: ``'backbone.'`` if there are
+            such names, else none.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is of another variant; the message names the first differences.
+        ValueError: The file holds no weights or is of another variant; the message names the
+            first differences.
     """
-    content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    weights = content.get('state_dict') or content.get('model') or content
-    if any('patch_proj.' in name for name in weights):
+    weights = read_checkpoint(checkpoint).weights
+    if is_published(weights):
         weights = convert_published(weights)
     if prefix is None:
         prefix = 'backbone.' if any(name.startswith('backbone.') for name in weights) else ''
@@ -183,45 +358,38 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
     weights = {name[len(prefix) :]: v for name, v in weights.items() if name.startswith(prefix)}
 
     own = backbone.state_dict()
-
-    def output_norms(names: Iterable[str]) -> set[str]:
-        return {name for name in names if re.match(r'norm\d\.', name)}
-
-    fresh = set()
-    if output_norms(weights) != output_norms(own):
-        fresh = output_norms(own)
-        ignored += [prefix + name for name in output_norms(weights)]
-        weights = {name: v for name, v in weights.items() if name not in output_norms(weights)}
+    own_norms, norms = _output_norms(own), _output_norms(weights)
+    fresh = own_norms if norms != own_norms else set()
     for name in list(weights):
         stage = re.match(r'(stages|downsamples)\.(\d+)\.', name)
-        if stage and int(stage[2]) >= len(getattr(backbone, stage[1])):
+        unused_stage = stage and int(stage[2]) >= len(getattr(backbone, stage[1]))
+        if unused_stage or (fresh and name in norms):
             ignored.append(prefix + name)
             del weights[name]
 
-    problems = [f'{name} is missing' for name in own if name not in weights.keys() | fresh]
-    problems += [f'{name} is not of this model' for name in weights if name not in own]
-    resized = [name for name in weights if name in own and weights[name].shape != own[name].shape]
-    if not problems:
-        try:
-            backbone.load_state_dict(weights, strict=False)
-        except RuntimeError as error:  # its message has a line per tensor that does not fit
-            problems = [line.strip() for line in str(error).split('\n')[1:]]
-    if problems:
+    fitted = dict(weights)
+    for name, module in backbone.named_modules():
+        if hasattr(module, 'resize_tables'):
+            module.resize_tables(fitted, f'{name}.')
+    resized = [name for name in weights if fitted[name] is not weights[name]]
+    expected = {name: value for name, value in own.items() if name not in fresh}
+    mismatch = compare(expected, fitted)
+    if mismatch:
         arch = backbone.arch
         raise ValueError(
             f'checkpoint {checkpoint} does not fit a DAT with embed_dims {arch.embed_dims} and '
-            f'mixers {arch.mixers}: {_some(problems)}'
+            f'mixers {arch.mixers}: {mismatch}'
         )
+    backbone.load_state_dict(fitted, strict=False)
     lines = [f'loaded {len(weights)} of {len(own)} tensors of the backbone from {checkpoint}']
     if fresh:
         lines.append(f'left at their initial values: {", ".join(sorted(fresh))}')
     if resized:
         lines.append(f'position bias tables resized bicubically: {", ".join(resized)}')
     if ignored:
-        lines.append(f'not used from the checkpoint: {_some(sorted(ignored), most=8)}')
+        lines.append(f'not used from the checkpoint: {some(sorted(ignored), most=8)}')
     print_log('\n  '.join(lines), logger='current')
 
 
-def _some(names: list[str], most: int = 3) -> str:
-    rest = f' and {len(names) - most} more' if len(names) > most else ''
-    return ', '.join(names[:most]) + rest
+def _output_norms(names: Iterable[str]) -> set[str]:
+    return {name for name in names if re.match(r'norm\d\.', name)}

@@ -16,8 +16,6 @@ import hashlib
 import os
 import os.path as osp
 import shlex
-import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,10 +28,17 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from .. import __version__
-from ..weights import convert_published
+from ..weights import (
+    Checkpoint,
+    compare,
+    convert_published,
+    is_published,
+    read_checkpoint,
+    some,
+)
 from .config import read_config
-from .errors import UserError, silence, user_errors
-from .preflight import check_model, differences
+from .errors import UserError, user_errors
+from .preflight import check_model
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -57,71 +62,19 @@ KINDS = (
 )
 
 
-class Inert:
-    """Stands in for a class or function that a file names: calling it gives an empty dict.
-
-    PyTorch's safe reader fills in items of OrderedDicts, not of their subclasses.
-    """
-
-    def __new__(cls, *args: Any) -> OrderedDict:
-        return OrderedDict()
-
-
-class InertValue:
-    """The same for numpy's, whose state is not a dict."""
-
-    def __init__(self, *args: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-def read_file(path: Path) -> Any:
-    """The content of a checkpoint, with nothing but tensors and plain data in it."""
-    if path.is_dir():
-        raise UserError(f'SRC: {path} is a folder; expected a published checkpoint file')
-    if not path.is_file():
-        raise UserError(f'SRC: no such file: {path}')
-    names = []
-    try:
-        zipped = zipfile.is_zipfile(path)
-        if zipped:  # files of before PyTorch 1.6 are not, and are read if they hold plain data
-            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        stand_ins = [(InertValue if n.startswith('numpy.') else Inert, n) for n in names]
-        with silence(), torch.serialization.safe_globals(stand_ins):
-            return torch.load(path, map_location='cpu', weights_only=True, mmap=zipped)
-    except PermissionError as error:
-        raise UserError(f'SRC: cannot read {path}: {error.strerror}') from error
-    except Exception as error:  # whatever a damaged file leads to
-        reason = 'it is damaged (a download that broke off?) or not a PyTorch checkpoint'
-        if names:
-            reason += f', or unsafe: it names {_some(sorted(names))}'
-        raise UserError(f'SRC: cannot read {path}: {reason}') from error
-
-
-def weights_of(content: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights under their published names, and the names of the file's other entries."""
-    content = content if isinstance(content, dict) else {}
-    key = next((k for k in ('model', 'state_dict') if isinstance(content.get(k), dict)), None)
-    weights = content if key is None else content[key]
-    if not weights or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
-    ):
-        raise UserError(
-            f'SRC: {path} holds no weights: expected tensors by name, under `model` '
-            '(classification) or `state_dict` (detection, segmentation)'
-        )
-    if all(name.startswith('module.') for name in weights):
-        weights = {name.removeprefix('module.'): value for name, value in weights.items()}
-    if not any('patch_proj.' in name for name in weights):
-        if any('stem.conv1.' in name for name in weights):
+def read_published(path: Path) -> tuple[Checkpoint, list[str]]:
+    """A published file, and the names of what it holds beside weights and ``meta``."""
+    with user_errors('SRC'):
+        source = read_checkpoint(path)
+    if not is_published(source.weights):
+        if any('stem.conv1.' in name for name in source.weights):
             raise UserError(f'SRC: {path} has the names of dat_pp already: use it as it is')
         raise UserError(
             f'SRC: {path} is of another model than DAT: there is no patch_proj.0.weight; '
-            f'its weights are {_some(list(weights))}'
+            f'its weights are {some(list(source.weights))}'
         )
-    return dict(weights), [] if key is None else [str(k) for k in content if k not in (key, 'meta')]
+    others = [str(name) for name in source.content if name not in (source.entry, 'meta')]
+    return source, others if source.entry else []
 
 
 def kind_of(weights: Mapping[str, Tensor]) -> Kind | None:
@@ -150,16 +103,6 @@ def candidates(kind: Kind) -> list[Path]:
     return found
 
 
-def problems_of(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
-    """What keeps weights from being exactly a model's, a line each."""
-    found = differences(model, weights)
-    return [
-        *(f'{name} is missing' for name in found['missing']),
-        *(f'{name} is not in the model' for name in found['unknown']),
-        *found['of another shape'],
-    ]
-
-
 def fitting_configs(src: Path, weights: Mapping[str, Tensor], forced: Path | None) -> list[Path]:
     """The configs whose models have exactly these names and shapes; at least one."""
     kind = kind_of(weights)
@@ -171,14 +114,14 @@ def fitting_configs(src: Path, weights: Mapping[str, Tensor], forced: Path | Non
             "init_cfg=dict(type='Pretrained', checkpoint=...)"
         )
     paths = candidates(kind) if forced is None else [forced]
-    problems = {path: problems_of(build(path), weights) for path in paths}
+    problems = {path: compare(build(path), weights) for path in paths}
     fitting = [path for path in paths if not problems[path]]
     if fitting:
         return fitting
     closest = min(paths, key=lambda path: len(problems[path]))
     what = 'does not fit' if forced else f'is a {kind.title} that fits no config; the closest is'
     hint = '' if forced else '. If it is a model of your own, give its config with --config'
-    raise UserError(f'SRC: {src} {what} {osp.relpath(closest)}: {_some(problems[closest])}{hint}')
+    raise UserError(f'SRC: {src} {what} {osp.relpath(closest)}: {problems[closest]}{hint}')
 
 
 def trained_like(cfg: Config, content: Mapping[str, Any]) -> bool:
@@ -291,11 +234,6 @@ def report(paths: list[Path], left_out: list[str], weights: dict[str, Tensor], d
             print(f'          {command} --tta')
 
 
-def _some(items: list[str], most: int = 3) -> str:
-    rest = f' and {len(items) - most} more' if len(items) > most else ''
-    return ', '.join(items[:most]) + rest
-
-
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -309,13 +247,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     check_target(args.dst)
-    content = read_file(args.src)
-    published, left_out = weights_of(content, args.src)
+    source, left_out = read_published(args.src)
     with user_errors(f'SRC: {args.src}'):
-        weights = convert_published(published)
-    if len(published) > len(weights):
-        left_out.insert(0, f'{len(published) - len(weights)} buffers')
+        weights = convert_published(source.weights)
+    if len(source.weights) > len(weights):
+        left_out.insert(0, f'{len(source.weights) - len(weights)} buffers')
     paths = fitting_configs(args.src, weights, args.config and args.config.resolve())
-    paths = [path for path in paths if trained_like(config_of(path), content)] or paths
-    write_file(dict(meta=meta_of(args.src, content), state_dict=weights), args.dst)
+    paths = [path for path in paths if trained_like(config_of(path), source.content)] or paths
+    write_file(dict(meta=meta_of(args.src, source.content), state_dict=weights), args.dst)
     report(paths, left_out, weights, args.dst)

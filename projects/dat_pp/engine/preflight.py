@@ -7,7 +7,7 @@ config key. Data sets are checked by the first process only.
 
 import os
 import os.path as osp
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -16,10 +16,10 @@ import torch.nn as nn
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import CheckpointLoader
 from PIL import Image
 from torch import Tensor
 
+from ..weights import compare, read_checkpoint
 from .class_counts import as_option, check_class_count
 from .errors import UserError, is_first_process, message_of, silence, user_errors
 
@@ -65,29 +65,11 @@ def check_checkpoint(model: nn.Module, path: str, key: str) -> None:
 
     mmengine only warns about what does not fit and goes on with random weights.
     """
-    found = differences(model, _read_checkpoint(path, key))
-    problems = [
-        f'{len(names)} {kind} (first: {names[0]})' for kind, names in found.items() if names
-    ]
-    if problems:
+    mismatch = compare(model, _read_weights(path, key))
+    if mismatch:
         raise UserError(
-            f'{key}: {path} does not fit the model: weights {", ".join(problems)}; '
-            'give a checkpoint of this config'
+            f'{key}: {path} does not fit the model: {mismatch}; give a checkpoint of this config'
         )
-
-
-def differences(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """What keeps weights from being exactly a model's, by kind."""
-    expected = model.state_dict()
-    return {
-        'missing': [name for name in expected if name not in state],
-        'unknown': [name for name in state if name not in expected],
-        'of another shape': [
-            f'{name} is {tuple(state[name].shape)} instead of {tuple(value.shape)}'
-            for name, value in expected.items()
-            if name in state and state[name].shape != value.shape
-        ],
-    }
 
 
 def check_start(model: nn.Module, path: str, key: str = 'load_from') -> None:
@@ -97,23 +79,21 @@ def check_start(model: nn.Module, path: str, key: str = 'load_from') -> None:
     )
     scratch = f'--cfg-options {key}=None'
     check_file(path, key, f'; put it there ({converted}), or start from scratch with {scratch}')
-    state = _read_checkpoint(path, key)
-    backbone = [name for name in model.state_dict() if name.startswith('backbone.')]
-    expected = {name: model.state_dict()[name].shape for name in backbone}
-    fitting = [name for name in backbone if name in state and state[name].shape == expected[name]]
-    if len(fitting) < len(backbone) / 2:
+    state = model.state_dict()
+    backbone = {name: value for name, value in state.items() if name.startswith('backbone.')}
+    mismatch = compare(backbone, _read_weights(path, key))
+    fitting = len(backbone) - len(mismatch.missing) - len(mismatch.sizes)
+    if fitting < len(backbone) / 2:
         raise UserError(
-            f'{key}: {path} is of another model: it fits {len(fitting)} of the {len(backbone)} '
+            f'{key}: {path} is of another model: it fits {fitting} of the {len(backbone)} '
             f'weights of the backbone; give a checkpoint of the same backbone ({converted})'
         )
 
 
-def _read_checkpoint(path: str, key: str) -> dict[str, Tensor]:
-    check_file(path, key)
-    with silence(), user_errors(f'{key}: cannot read {path}'):
-        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-        state = checkpoint.get('state_dict', checkpoint)
-        return {name.removeprefix('module.'): value for name, value in state.items()}
+def _read_weights(path: str, key: str) -> dict[str, Tensor]:
+    """What mmengine's runner will load: it knows no entry but ``state_dict``."""
+    with silence(), user_errors(key):
+        return read_checkpoint(path, entries=['state_dict']).weights
 
 
 def check_dataloader(cfg: Config, name: str) -> None:

@@ -225,11 +225,14 @@ class DeformableAttention(nn.Module):
         bias = self.rpe_table(displacement.to(self.rpe_table[0].weight.dtype))
         return bias.movedim(-1, 2).flatten(1, 2)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Resize a table of another native resolution, however the weights are loaded."""
+    def resize_tables(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Resize a table of another native resolution in ``state_dict``."""
         table = state_dict.get(prefix + 'rpe_table')
         if self.position_bias == 'table' and table is not None and table.dim() == 3:
             size = self.rpe_table.shape[1:]
             if table.shape[1:] != size:
                 state_dict[prefix + 'rpe_table'] = resize_table(table, size)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        self.resize_tables(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -74,15 +74,20 @@ class WindowAttention(nn.Module):
             x = x.roll((self.shift, self.shift), (1, 2))
         return self.drop(self.proj_out(x[:, :height, :width])).permute(0, 3, 1, 2)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Resize a table of another window size, however the weights are loaded."""
+    def resize_tables(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Resize a table of another window size in ``state_dict``."""
         name = prefix + 'relative_position_bias_table'
         table = state_dict.get(name)
-        if table is not None and len(table) != len(self.relative_position_bias_table):
-            side = math.isqrt(len(table))
+        if table is None or len(table) == len(self.relative_position_bias_table):
+            return
+        side = math.isqrt(len(table))
+        if side**2 == len(table):
             size = 2 * self.window_size - 1
             resized = resize_table(table.T.reshape(-1, side, side), (size, size))
             state_dict[name] = resized.flatten(1).T.contiguous()
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        self.resize_tables(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
