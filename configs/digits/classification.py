@@ -2,6 +2,7 @@ _base_ = ['mmpretrain::_base_/default_runtime.py', './_base_/dat.py']
 
 model = dict(
     type='ImageClassifier',
+    _scope_='mmpretrain',  # as in models from mmdet:: and mmseg:: bases: builds in any scope
     data_preprocessor=dict(
         num_classes=10, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True
     ),

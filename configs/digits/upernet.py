@@ -1,7 +1,9 @@
 _base_ = [
-    'mmseg::_base_/models/upernet_r50.py',
-    'mmseg::_base_/datasets/ade20k.py',
-    'mmseg::_base_/default_runtime.py',
+    *__import__('dat_pp').upstream(
+        'mmseg::_base_/models/upernet_r50.py',
+        'mmseg::_base_/datasets/ade20k.py',
+        'mmseg::_base_/default_runtime.py',
+    ),
     './_base_/dat.py',
 ]
 

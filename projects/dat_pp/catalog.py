@@ -37,7 +37,7 @@ def config(name: str) -> str:
 
     Usable in a config of another project, with nothing imported before::
 
-        _base_ = __import__('dat_pp').config('coco/mask-rcnn_dat-pp-t_fpn_32xb2-amp-ms-crop-1x_coco')
+        _base_ = __import__('dat_pp').config('imagenet/dat-pp-tiny_32xb128_in1k')
 
     Args:
         name: File name below ``configs``. ``.py`` may be left out, and for a complete config also

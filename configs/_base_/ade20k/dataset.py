@@ -1,4 +1,4 @@
-_base_ = 'mmseg::_base_/datasets/ade20k.py'
+_base_ = __import__('dat_pp').upstream('mmseg::_base_/datasets/ade20k.py')
 
 # The multi-scale test resizes images to fit (2048 r, 512 r) and keeps their aspect ratio; mmseg's
 # own pipeline multiplies the size of the image by r.

@@ -1,9 +1,11 @@
 # Semantic FPN, 8 GPUs x 4 images, 40k iterations.
 _base_ = [
-    'mmseg::_base_/models/fpn_r50.py',
+    *__import__('dat_pp').upstream(
+        'mmseg::_base_/models/fpn_r50.py',
+        'mmseg::_base_/schedules/schedule_40k.py',
+        'mmseg::_base_/default_runtime.py',
+    ),
     './dataset.py',
-    'mmseg::_base_/schedules/schedule_40k.py',
-    'mmseg::_base_/default_runtime.py',
     './decay.py',
 ]
 custom_imports = dict(imports=['dat_pp'], allow_failed_imports=False)

@@ -1,6 +1,8 @@
 # Ours, after mmseg's recipe for Swin; DAT++ was never published with Mask2Former.
 _base_ = [
-    'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py',
+    *__import__('dat_pp').upstream(
+        'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'
+    ),
     '../mask2former_decay.py',
 ]
 custom_imports = dict(imports=['dat_pp', 'mmdet.models'])

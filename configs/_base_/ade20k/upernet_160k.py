@@ -1,9 +1,11 @@
 # UperNet, 8 GPUs x 2 images, 160k iterations.
 _base_ = [
-    'mmseg::_base_/models/upernet_swin.py',
+    *__import__('dat_pp').upstream(
+        'mmseg::_base_/models/upernet_swin.py',
+        'mmseg::_base_/schedules/schedule_160k.py',
+        'mmseg::_base_/default_runtime.py',
+    ),
     './dataset.py',
-    'mmseg::_base_/schedules/schedule_160k.py',
-    'mmseg::_base_/default_runtime.py',
     './decay.py',
 ]
 custom_imports = dict(imports=['dat_pp'], allow_failed_imports=False)

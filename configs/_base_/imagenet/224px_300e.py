@@ -8,6 +8,7 @@ custom_imports = dict(imports=['dat_pp'], allow_failed_imports=False)
 
 model = dict(
     type='ImageClassifier',
+    _scope_='mmpretrain',  # as in models from mmdet:: and mmseg:: bases: builds in any scope
     backbone=dict(type='DAT', out_indices=(3,)),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(

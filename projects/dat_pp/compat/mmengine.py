@@ -112,13 +112,13 @@ def _models_by_name(infer: ModuleType) -> None:
 
 def _share_pages(checkpoint: ModuleType) -> None:
     loader = checkpoint.CheckpointLoader
-    loader.register_scheme(prefixes=SHARE_PAGES, loader=_refuse_share_page, force=True)
+    loader.register_scheme(prefixes=SHARE_PAGES, loader=load_from_share_page, force=True)
 
 
-def _refuse_share_page(filename: str, map_location: object = None) -> NoReturn:
+def load_from_share_page(filename: str, map_location: object = None) -> NoReturn:
     raise ValueError(
-        f'the weights are not at a link that can be downloaded but on a share page: open {filename} '
-        'in a browser, save the file, convert it with published_to_mmlab.py, and give its path'
+        f'the weights are on a share page, which only a browser can open: save the file from '
+        f'{filename}, convert it with published_to_mmlab.py, and give the path of the result'
     )
 
 
