@@ -1,20 +1,15 @@
-"""Write the model tables of configs/{imagenet,coco,ade20k}/README.md and the numbers behind them.
+"""Write the tables of configs/{imagenet,coco,ade20k}/README.md and the entries of metafile.yml.
 
-    python tools/misc/update_model_zoo.py [--check]
-
-Collections and results stand in each folder's metafile.yml and are written by hand. Everything else
-there is written here: an entry for each config, its schedule, its measured parameters and FLOPs
-(see tools/analysis_tools/get_flops.py). The tables, between two comments in each README.md, come
-from metafile.yml and the configs.
-
---check writes nothing; it prints one line for each file that is not what it should be, and ends
-with 1 if there is one.
+Collections, results and links to published weights are written into metafile.yml by hand. The rest
+of it is written here: an entry per config, its schedule, and its measured parameters and FLOPs (see
+tools/analysis_tools/get_flops.py). The tables, between comments in README.md, are made of
+metafile.yml and the configs.
 """
 
 import argparse
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import yaml
 from mmengine.config import Config
@@ -27,21 +22,17 @@ ROOT = Path(__file__).resolve().parents[3]
 
 Numbers = dict[str, int]
 """``FLOPs`` and ``Parameters`` of a model."""
+Entry = dict
+"""A model in metafile.yml."""
+Cell = Callable[[Entry, Config], str]
+"""Writes a cell of the table of models."""
 
-HEADER = '# Collections and Results are by hand; tools/misc/update_model_zoo.py writes the rest.\n'
-BEGIN, END = '<!-- models -->', '<!-- /models -->'
-DATA = {'imagenet': 'ImageNet-1k', 'coco': 'COCO', 'ade20k': 'ADE20K'}
-COLUMNS = {
-    'imagenet': ('Model', 'Params (M)', 'FLOPs (G)', 'Drop path', 'Epochs', 'Top-1', 'Top-5'),
-    'coco': (
-        *('Model', 'Params (M)', 'FLOPs (G)', 'Lr schd', 'lr', 'Drop path', 'box AP', 'mask AP'),
-    ),
-    'ade20k': (
-        *('Head', 'Backbone', 'Crop', 'Lr schd', 'Params (M)', 'FLOPs (G)', 'Drop path'),
-        *('mIoU', 'mIoU(ms+flip)'),
-    ),
-}
-METRICS = {'Top-1': 'Top 1 Accuracy', 'Top-5': 'Top 5 Accuracy'}
+HEADER = """\
+# Collections, Results, Weights (share pages, for a browser) and Published are written by hand, the
+# rest by tools/misc/update_model_zoo.py.
+"""
+BY_HAND = ('Results', 'Weights', 'Published')
+DATASETS = {'imagenet': 'ImageNet-1k', 'coco': 'COCO', 'ade20k': 'ADE20K'}
 METHODS = {
     'retinanet': 'RetinaNet',
     'mask-rcnn': 'Mask R-CNN',
@@ -51,16 +42,90 @@ METHODS = {
     'fpn': 'Semantic FPN',
     'upernet': 'UperNet',
 }
+HOSTS = {
+    '1drv.ms': 'OneDrive',
+    'cloud.tsinghua.edu.cn': 'Tsinghua Cloud',
+    'drive.google.com': 'Google Drive',
+}
+
+
+def backbone_title(cfg: Config) -> str:
+    """The backbone as the papers write it: DAT-T++, DAT-B."""
+    arch = cfg.model.backbone.arch
+    return (arch if isinstance(arch, str) else arch.base).upper()
+
+
+def classifier_title(entry: Entry, cfg: Config) -> str:
+    """Backbone, size and, of an ablation, its variant: DAT-T++ (overlapped, lpu)."""
+    model, _, data = entry['Name'].split('_')
+    if data.endswith('-384px'):
+        return f'{backbone_title(cfg)} at 384 x 384'
+    variant = model.partition('-pp-tiny-')[2]
+    return backbone_title(cfg) + (f' ({variant.replace("-", ", ")})' if variant else '')
+
+
+def method_title(entry: Entry) -> str:
+    return next(METHODS[part] for part in entry['Name'].split('_') if part in METHODS)
+
+
+def _metric(name: str) -> Cell:
+    def cell(entry: Entry, _: Config) -> str:
+        found = [r['Metrics'][name] for r in entry.get('Results', ()) if name in r['Metrics']]
+        return f'{round(found[0], 2)}' if found else '-'
+
+    return cell
+
+
+def _flops(digits: int) -> Cell:
+    return lambda entry, _: f'{entry["Metadata"]["FLOPs"] / 1e9:.{digits}f}'
+
+
+def _params(entry: Entry, _: Config) -> str:
+    return f'{entry["Metadata"]["Parameters"] / 1e6:.2f}'
+
+
+def _drop_path(_: Entry, cfg: Config) -> str:
+    return f'{cfg.model.backbone.get("drop_path_rate", 0):g}'
+
+
+COLUMNS: dict[str, dict[str, Cell]] = {
+    'imagenet': {
+        'Model': classifier_title,
+        'Params (M)': _params,
+        'FLOPs (G)': _flops(2),
+        'Drop path': _drop_path,
+        'Epochs': lambda _, cfg: f'{cfg.train_cfg.max_epochs}',
+        'Top-1': _metric('Top 1 Accuracy'),
+        'Top-5': _metric('Top 5 Accuracy'),
+    },
+    'coco': {
+        'Model': lambda entry, cfg: f'{method_title(entry)}, {backbone_title(cfg)}',
+        'Params (M)': _params,
+        'FLOPs (G)': _flops(0),
+        'Lr schd': lambda entry, _: entry['Name'].split('_')[-2].split('-')[-1],
+        'lr': lambda _, cfg: f'{cfg.optim_wrapper.optimizer.lr:g}',
+        'Drop path': _drop_path,
+        'box AP': _metric('box AP'),
+        'mask AP': _metric('mask AP'),
+    },
+    'ade20k': {
+        'Head': lambda entry, _: method_title(entry),
+        'Backbone': lambda _, cfg: backbone_title(cfg),
+        'Crop': lambda _, cfg: '{} x {}'.format(*cfg.crop_size),
+        'Lr schd': lambda _, cfg: f'{cfg.train_cfg.max_iters // 1000}k',
+        'Params (M)': _params,
+        'FLOPs (G)': _flops(0),
+        'Drop path': _drop_path,
+        'mIoU': _metric('mIoU'),
+        'mIoU(ms+flip)': _metric('mIoU(ms+flip)'),
+    },
+}
 
 
 def read_configs(folder: Path) -> dict[str, Config]:
-    """The configs of a folder by name, without the ending."""
-    namespace = argparse.Namespace(cfg_options=None)
-    configs = {}
-    for path in sorted(folder.glob('*.py')):
-        namespace.config = str(path)
-        configs[path.stem] = read_config(namespace)
-    return configs
+    """The configs in a folder by name."""
+    paths = sorted(folder.glob('*.py'))
+    return {p.stem: read_config(argparse.Namespace(config=str(p), cfg_options=None)) for p in paths}
 
 
 def measure_all(configs: Iterable[Config]) -> list[Numbers]:
@@ -82,32 +147,28 @@ def measure_all(configs: Iterable[Config]) -> list[Numbers]:
 def update_metafile(
     text: str, folder: str, configs: dict[str, Config], numbers: dict[str, Numbers]
 ) -> str:
-    """The text of a metafile.yml with an entry for each config and new numbers.
+    """Return the text of metafile.yml with an entry per config and new numbers.
 
     Raises:
-        UserError: It has an entry, and perhaps results, for a config that is not there.
+        UserError: An entry's config does not exist.
     """
     meta = yaml.safe_load(text)
     entries = {entry['Name']: entry for entry in meta.get('Models') or []}
     for name in entries:
         if name not in configs:
             raise UserError(f'configs/{folder}/metafile.yml: no such config: {name}.py')
-    models = []
+    meta['Models'] = []
     for name in [*entries, *(name for name in configs if name not in entries)]:
-        entry = entries.get(name, {})
-        loop = configs[name].train_cfg
-        length = dict(Epochs=loop.max_epochs) if 'max_epochs' in loop else {}
-        length = length or dict(Iterations=loop.max_iters)
-        model = {
+        old, loop = entries.get(name, {}), configs[name].train_cfg
+        epochs = 'max_epochs' in loop
+        length = dict(Epochs=loop.max_epochs) if epochs else dict(Iterations=loop.max_iters)
+        entry = {
             'Name': name,
-            'In Collection': entry.get('In Collection', meta['Collections'][0]['Name']),
+            'In Collection': old.get('In Collection', meta['Collections'][0]['Name']),
             'Config': f'configs/{folder}/{name}.py',
-            'Metadata': {'Training Data': DATA[folder], **length, **numbers[name]},
+            'Metadata': {'Training Data': DATASETS[folder], **length, **numbers[name]},
         }
-        if entry.get('Results'):
-            model['Results'] = entry['Results']
-        models.append(model)
-    meta['Models'] = models
+        meta['Models'].append(entry | {key: old[key] for key in BY_HAND if key in old})
     return HEADER + yaml.dump(meta, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -119,77 +180,54 @@ class _Dumper(yaml.SafeDumper):
 
 
 def update_readme(text: str, metafile: str, folder: str, configs: dict[str, Config]) -> str:
-    """The text of a README.md with a new table.
+    """Return the text of README.md with new tables.
 
     Raises:
-        UserError: It has no place for the table.
+        UserError: A table's place is not marked.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UserError(f'configs/{folder}/README.md: no lines {BEGIN} and {END}')
-    table = render_table(yaml.safe_load(metafile)['Models'], folder, configs)
-    return f'{before}{begin}\n\n{table}\n\n{end}{after}'
+    entries = yaml.safe_load(metafile)['Models']
+    tables = {'models': models_table(entries, folder, configs), 'weights': weights_table(entries)}
+    for name, table in tables.items():
+        begin, end = f'<!-- {name} -->', f'<!-- /{name} -->'
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise UserError(f'configs/{folder}/README.md: no lines {begin} and {end}')
+        text = f'{before}{begin}\n\n{table}\n\n{end}{after}'
+    return text
 
 
-def render_table(models: list[dict], folder: str, configs: dict[str, Config]) -> str:
-    """The Markdown table of a folder's models, in their order."""
-    columns = (*COLUMNS[folder], 'Config')
-    lines = [columns, [':-' if column in ('Model', 'Head') else ':-:' for column in columns]]
-    for model in models:
-        cells = describe(model['Name'], folder, configs[model['Name']])
-        cells['Params (M)'] = f'{model["Metadata"]["Parameters"] / 1e6:.2f}'
-        cells['FLOPs (G)'] = (
-            f'{model["Metadata"]["FLOPs"] / 1e9:.{2 if folder == "imagenet" else 0}f}'
-        )
-        cells['Config'] = f'[config]({model["Name"]}.py)'
-        results = {}
-        for result in model.get('Results', []):
-            results.update(result['Metrics'])
-        for column in columns:
-            if column not in cells:
-                value = results.get(METRICS.get(column, column))
-                cells[column] = '-' if value is None else f'{round(value, 2)}'
-        lines.append([cells[column] for column in columns])
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+def models_table(entries: Sequence[Entry], folder: str, configs: dict[str, Config]) -> str:
+    """The Markdown table of a folder's models."""
+    columns = {**COLUMNS[folder], 'Config': lambda entry, _: f'[config]({entry["Name"]}.py)'}
+    rows = [[cell(e, configs[e['Name']]) for cell in columns.values()] for e in entries]
+    align = [':-' if name in ('Model', 'Head') else ':-:' for name in columns]
+    return _markdown([list(columns), align, *rows])
 
 
-def describe(name: str, folder: str, cfg: Config) -> dict[str, str]:
-    """The cells of a row that the config and its name say."""
-    first, second = name.split('_')[:2]
-    backbone = backbone_title(first if folder != 'coco' else second)
-    cells = {'Drop path': f'{cfg.model.backbone.get("drop_path_rate", 0):g}'}
-    if folder == 'imagenet':
-        title = backbone + (' at 384 x 384' if name.endswith('-384px') else '')
-        return {**cells, 'Model': title, 'Epochs': str(cfg.train_cfg.max_epochs)}
-    if folder == 'coco':
-        return {
-            **cells,
-            'Model': f'{METHODS[first]}, {backbone}',
-            'Lr schd': name.removesuffix('_coco').rpartition('-')[2].rpartition('_')[2],
-            'lr': f'{cfg.optim_wrapper.optimizer.lr:g}',
-        }
-    height, width = cfg.crop_size
-    return {
-        **cells,
-        'Head': METHODS[second],
-        'Backbone': backbone,
-        'Crop': f'{height} x {width}',
-        'Lr schd': f'{cfg.train_cfg.max_iters // 1000}k',
-    }
+def weights_table(entries: Sequence[Entry]) -> str:
+    """The Markdown table of the published weights: config, published config, share pages."""
+    rows = [['Config', 'Published as', 'Weights'], [':-', ':-', ':-']]
+    for entry in entries:
+        if 'Weights' in entry:
+            published = entry['Published']
+            repository = published['Repository'].rpartition('/')[2]
+            source = f'{repository}, `{published["Config"]}`'
+            source += f' (tag `{published["Tag"]}`)' if 'Tag' in published else ''
+            pages = entry['Weights'], published['Mirror']
+            links = [f'[{HOSTS[urlsplit(page).netloc]}]({page})' for page in pages]
+            rows.append([f'`{entry["Name"]}`', source, ', '.join(links)])
+    return _markdown(rows)
 
 
-def backbone_title(name: str) -> str:
-    """``dat-pp-tiny-overlapped-lpu`` or ``dat-pp-t`` as people write it: DAT-T++ ..."""
-    family, size, variant = re.fullmatch(r'dat-(pp-)?([a-z]+)(?:-(.+))?', name).groups()
-    title = f'DAT-{size[0].upper()}{"++" if family else ""}'
-    return f'{title} ({variant.replace("-", ", ")})' if variant else title
+def _markdown(rows: Iterable[Iterable[str]]) -> str:
+    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 
 def updated_files(root: Path) -> dict[Path, str]:
     """What the metafiles and pages under ``root`` should hold."""
     files = {}
-    for name in DATA:
+    for name in DATASETS:
         folder = root / 'configs' / name
         configs = read_configs(folder)
         numbers = dict(zip(configs, measure_all(configs.values()), strict=True))
@@ -203,10 +241,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--check', action='store_true', help='write nothing; end with 1 if stale')
+    parser.add_argument(
+        '--check',
+        action='store_true',
+        help='write nothing, list the files that are out of date and exit with 1 if there are any',
+    )
     args = parser.parse_args(argv)
-    stale = [(p, text) for p, text in updated_files(ROOT).items() if p.read_text() != text]
-    for path, text in stale:
+    stale = {p: text for p, text in updated_files(ROOT).items() if p.read_text() != text}
+    for path, text in stale.items():
         if not args.check:
             path.write_text(text)
         print(f'{"stale" if args.check else "written"}: {path.relative_to(ROOT)}')
