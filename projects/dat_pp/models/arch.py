@@ -1,47 +1,159 @@
-"""The published variants, and the check of an ``arch``."""
+"""Settings of a backbone, and those of the published variants of DAT and DAT++."""
 
-from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any
+# ruff: noqa: RUF009  `_per_stage` makes a dataclass field
 
-from .mixers.deformable import COORDINATES, POSITION_BIASES
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from .mixers import check_mixers
+from .mixers.deformable import Coordinates, PositionBias
 
 NUM_STAGES = 4
-MIXERS = {
-    'D': 'deformable attention',
-    'N': 'neighborhood attention',
-    'L': 'local window attention',
-    'S': 'shifted window attention',
-    'P': 'spatial-reduction attention',
-    'X': 'depthwise convolution',
-}
 
-# What DAT++ uses; an `arch` states only what differs.
-DEFAULTS = dict(
-    # A list of four values, one a stage, or one value for all stages.
-    embed_dims=None,
-    mixers=None,
-    num_heads=None,
-    offset_groups=1,
-    offset_strides=[8, 4, 2, 1],
-    offset_kernel_sizes=[9, 7, 5, 3],
-    offset_range=-1,
-    use_offset=True,
-    position_bias='table',
-    neighborhood_kernel_size=7,
-    window_size=7,
-    spatial_reduction_ratios=[8, 4, 2, 1],
-    lpu=True,
-    conv_ffn=True,
-    ffn_ratio=4,
-    layer_scale_init_value=0.0,
-    # One value for the network.
-    overlapped=True,
-    coordinates='dat++',
-    native_resolution=224,
-)
-REQUIRED = ('embed_dims', 'mixers', 'num_heads')
-WHOLE_NETWORK = ('overlapped', 'coordinates', 'native_resolution')
+T = TypeVar('T')
+PerStage = list[T]
+"""Four values, one per stage; a single value is given to all stages."""
+
+
+def _per_stage(*values: Any) -> Any:
+    """Default of a setting: one value for all stages, or four."""
+    return field(default_factory=lambda: list(values) * (NUM_STAGES // len(values)))
+
+
+@dataclass(frozen=True)
+class Arch:
+    """Settings of a DAT backbone; the defaults are those of DAT++ (arXiv 2309.01430).
+
+    A setting typed ``PerStage`` is given as one value for all stages or as a sequence of four, and
+    stored as a list of four. The settings of the published variants are in ``ARCH_SETTINGS``.
+
+    Raises:
+        ValueError: A value is of the wrong type or length, or values do not fit each other.
+    """
+
+    embed_dims: PerStage[int]
+    """Channels of the feature map."""
+
+    mixers: PerStage[str]
+    """A word with one letter per block, its token mixer; the letters are in
+    :data:`dat_pp.models.mixers.MIXERS`. Its length is the stage's depth."""
+
+    num_heads: PerStage[int]
+    """Attention heads; divides ``embed_dims``."""
+
+    offset_groups: PerStage[int] = _per_stage(1)
+    """Mixer D: groups of channels that are sampled at positions of their own; divides
+    ``num_heads`` (DAT, section 3.2)."""
+
+    offset_strides: PerStage[int] = _per_stage(8, 4, 2, 1)
+    """Mixer D: stride r of the grid of reference points (DAT, section 3.2)."""
+
+    offset_kernel_sizes: PerStage[int] = _per_stage(9, 7, 5, 3)
+    """Mixer D: kernel of the offset network's depthwise convolution; odd and no less than the
+    stride, or equal to it (DAT, section 3.2)."""
+
+    offset_range: PerStage[float] = _per_stage(-1)
+    """Mixer D: bound of the offsets in steps of the grid. Negative: offsets are not bounded, and
+    positions are clamped to the feature map."""
+
+    use_offset: PerStage[bool] = _per_stage(True)
+    """Mixer D: whether to sample at learned positions; else keys and values are average-pooled
+    and there is no position bias (an ablation)."""
+
+    position_bias: PerStage[PositionBias] = _per_stage('table')
+    """Mixer D: ``'table'`` is the deformable relative position bias (DAT, section 3.2),
+    ``'none'``, ``'dwconv'``, ``'fixed'`` and ``'log_cpb'`` its ablations."""
+
+    neighborhood_kernel_size: PerStage[int] = _per_stage(7)
+    """Mixer N: odd side of the neighborhood (DAT++, section 3.3)."""
+
+    window_size: PerStage[int] = _per_stage(7)
+    """Mixers L, S: side of a window. Mixer X: odd kernel of the depthwise convolution."""
+
+    spatial_reduction_ratios: PerStage[int] = _per_stage(8, 4, 2, 1)
+    """Mixer P: by how much keys and values are reduced per axis."""
+
+    lpu: PerStage[bool] = _per_stage(True)
+    """Whether a block begins with a local perception unit, a residual depthwise convolution
+    (DAT++, section 3.4)."""
+
+    conv_ffn: PerStage[bool] = _per_stage(True)
+    """Whether the FFN has a residual depthwise convolution (DAT++, section 3.4)."""
+
+    ffn_ratio: PerStage[int] = _per_stage(4)
+    """Hidden channels of the FFN per channel of the feature map."""
+
+    layer_scale_init_value: PerStage[float] = _per_stage(0.0)
+    """Initial value of LayerScale; there is none at 0 or below."""
+
+    overlapped: bool = True
+    """Whether patch embedding and downsampling are overlapped 3 x 3 convolutions (DAT++, section
+    3.4); else patches are disjoint."""
+
+    coordinates: Coordinates = 'dat++'
+    """Mixer D: how positions are normalized, as the code of DAT++ or of DAT does."""
+
+    native_resolution: tuple[int, int] = (224, 224)
+    """Height and width, or one size for both, of the images that position bias tables are made
+    for. Images of other sizes use the same tables."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(Arch).items():
+            value = getattr(self, name)
+            if get_origin(hint) is list:
+                value = _check_sequence(name, value, NUM_STAGES, 'one value or 4, one per stage')
+            elif get_origin(hint) is tuple:
+                value = tuple(_check_sequence(name, value, 2, 'one size or (height, width)'))
+            object.__setattr__(self, name, value)  # the instance is frozen for others
+            if isinstance(value, list | tuple):
+                for item in value:
+                    _check_value(name, item, get_args(hint)[0])
+            else:
+                _check_value(name, value, hint)
+        if self.overlapped and self.embed_dims[0] % 2:
+            raise ValueError(
+                f'an overlapped stem needs an even number of channels, got {self.embed_dims[0]}'
+            )
+        for stage in range(NUM_STAGES):
+            check_mixers(self, stage)
+            channels, heads = self.embed_dims[stage], self.num_heads[stage]
+            if channels % heads:
+                raise ValueError(
+                    f'num_heads {heads} do not divide embed_dims {channels} in stage {stage}'
+                )
+
+
+def _check_sequence(name: str, value: Any, length: int, expected: str) -> list:
+    """``length`` values: the given ones, or one value repeated."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return [value] * length
+    if len(value) != length:
+        raise ValueError(f'arch {name} must be {expected}; got {len(value)}: {value}')
+    return list(value)
+
+
+def _check_value(name: str, value: Any, expected: Any) -> None:
+    """Check a value against the type of its setting; ``mixers`` are checked by their table."""
+    if get_origin(expected) is Literal:
+        choices = get_args(expected)
+        if value not in choices:
+            raise ValueError(f'arch {name} {value!r} unknown; choose one of {_listed(choices)}')
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    valid, what = {
+        int: (number and isinstance(value, int) and value > 0, 'positive integers'),
+        float: (number, 'numbers'),
+        bool: (isinstance(value, bool), 'True or False'),
+        str: (True, ''),
+    }[expected]
+    if not valid:
+        raise ValueError(f'arch {name} must be {what}, got {value!r}')
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ', '.join(repr(name) for name in names)
+
 
 _DAT = dict(
     embed_dims=[96, 192, 384, 768],
@@ -56,7 +168,7 @@ _DAT = dict(
 )
 _DAT_PP_MIXERS = ['ND', 'NDND', 'ND' * 9, 'DD']
 
-ARCH_SETTINGS = {
+ARCH_SETTINGS: dict[str, dict[str, Any]] = {
     'dat-t': dict(_DAT, mixers=['LS', 'LS', 'LD' * 3, 'LD']),
     'dat-s': dict(_DAT, mixers=['LS', 'LS', 'LD' * 9, 'LD']),
     'dat-b': dict(
@@ -85,132 +197,40 @@ ARCH_SETTINGS = {
         offset_groups=[2, 4, 8, 16],
     ),
 }
+"""The published variants, by name: what differs from the defaults of :class:`Arch`."""
 
 
-def resolve_arch(arch: str | dict) -> SimpleNamespace:
-    """Complete and check an ``arch``.
+def resolve_arch(arch: str | Mapping[str, Any] | Arch) -> Arch:
+    """Complete and check the ``arch`` of a config.
 
     Args:
-        arch: A name of ``ARCH_SETTINGS``, or a dict with keys of ``DEFAULTS``. The dict's key
-            ``base`` may name a published variant that the other keys change; without it,
+        arch: A name in ``ARCH_SETTINGS``, or a dict of the settings of :class:`Arch`. The dict's
+            key ``base`` may name a published variant that the other keys change; without it,
             ``embed_dims``, ``mixers`` and ``num_heads`` are required.
-
-    Returns:
-        Every key of ``DEFAULTS`` as an attribute, per-stage values as lists of four.
 
     Raises:
         ValueError: Unknown name or key, missing key, wrong length, or values that do not fit.
     """
+    if isinstance(arch, Arch):
+        return arch
     if isinstance(arch, str):
-        arch = {'base': arch}
-    if not isinstance(arch, dict):
+        arch = dict(base=arch)
+    if not isinstance(arch, Mapping):
         raise ValueError(f'arch must be a name or a dict, got {type(arch).__name__}')
     arch = dict(arch)
     base = arch.pop('base', None)
     if base is not None and base not in ARCH_SETTINGS:
         raise ValueError(f'unknown arch {base!r}; choose one of {_listed(ARCH_SETTINGS)}')
-    unknown = arch.keys() - DEFAULTS.keys()
+    settings = {setting.name: setting for setting in fields(Arch)}
+    unknown = arch.keys() - settings.keys()
     if unknown:
-        raise ValueError(f'unknown arch key {_listed(unknown)}; the keys are {_listed(DEFAULTS)}')
-    values = {**DEFAULTS, **ARCH_SETTINGS.get(base, {}), **arch}
-    missing = [key for key in REQUIRED if values[key] is None]
+        raise ValueError(f'unknown arch key {_listed(unknown)}; the keys are {_listed(settings)}')
+    values = {**ARCH_SETTINGS.get(base, {}), **arch}
+    missing = [
+        name
+        for name, setting in settings.items()
+        if setting.default is setting.default_factory is MISSING and values.get(name) is None
+    ]
     if missing:
         raise ValueError(f'arch needs {_listed(missing)} (or a base to take them from)')
-
-    for key in DEFAULTS.keys() - set(WHOLE_NETWORK):
-        values[key] = _per_stage(key, values[key])
-    resolution = values['native_resolution']
-    if not isinstance(resolution, Sequence):
-        resolution = (resolution, resolution)
-    values['native_resolution'] = tuple(resolution)
-    resolved = SimpleNamespace(**values)
-    _check_values(resolved)
-    for stage in range(NUM_STAGES):
-        _check_stage(resolved, stage)
-    return resolved
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ', '.join(repr(name) for name in names)
-
-
-def _per_stage(key: str, value: Any) -> list:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        return [value] * NUM_STAGES
-    if len(value) != NUM_STAGES:
-        raise ValueError(
-            f'arch {key} must be one value or {NUM_STAGES}, one a stage; got {len(value)}: {value}'
-        )
-    return list(value)
-
-
-def _check_values(arch: SimpleNamespace) -> None:
-    """Types and choices, whatever the mixers."""
-    for key in ('embed_dims', 'num_heads', 'offset_groups', 'offset_strides', 'ffn_ratio',
-                'offset_kernel_sizes', 'neighborhood_kernel_size', 'window_size',
-                'spatial_reduction_ratios', 'native_resolution'):  # fmt: skip
-        for value in getattr(arch, key):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f'arch {key} must be positive integers, got {value!r}')
-    for key in ('offset_range', 'layer_scale_init_value'):
-        for value in getattr(arch, key):
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f'arch {key} must be numbers, got {value!r}')
-    for key in ('use_offset', 'lpu', 'conv_ffn'):
-        for value in getattr(arch, key):
-            if not isinstance(value, bool):
-                raise ValueError(f'arch {key} must be True or False, got {value!r}')
-    if not isinstance(arch.overlapped, bool):
-        raise ValueError(f'arch overlapped must be True or False, got {arch.overlapped!r}')
-    if len(arch.native_resolution) != 2:
-        raise ValueError(
-            f'arch native_resolution must be one size or (height, width), '
-            f'got {arch.native_resolution}'
-        )
-    if arch.coordinates not in COORDINATES:
-        raise ValueError(
-            f'arch coordinates {arch.coordinates!r} unknown; choose one of {_listed(COORDINATES)}'
-        )
-    for value in arch.position_bias:
-        if value not in POSITION_BIASES:
-            raise ValueError(
-                f'arch position_bias {value!r} unknown; choose one of {_listed(POSITION_BIASES)}'
-            )
-    if arch.overlapped and arch.embed_dims[0] % 2:
-        raise ValueError(f'an overlapped stem needs an even width, got {arch.embed_dims[0]}')
-
-
-def _check_stage(arch: SimpleNamespace, stage: int) -> None:
-    """Values that must fit each other within one stage."""
-    mixers, where = arch.mixers[stage], f'in stage {stage}'
-    if not isinstance(mixers, str) or not mixers or set(mixers) - MIXERS.keys():
-        choices = ', '.join(f'{letter} ({name})' for letter, name in MIXERS.items())
-        raise ValueError(
-            f'arch mixers {where} must be a word of the letters {choices}; got {mixers!r}'
-        )
-    channels, heads, groups = (
-        arch.embed_dims[stage],
-        arch.num_heads[stage],
-        arch.offset_groups[stage],
-    )
-    if channels % heads:
-        raise ValueError(f'num_heads {heads} do not divide embed_dims {channels} {where}')
-    if 'D' in mixers:
-        if heads % groups:
-            raise ValueError(f'offset_groups {groups} do not divide num_heads {heads} {where}')
-        kernel, stride = arch.offset_kernel_sizes[stage], arch.offset_strides[stage]
-        if kernel < stride or (kernel % 2 == 0 and kernel != stride):
-            raise ValueError(
-                f'offset_kernel_sizes {kernel} {where} must be odd and no less than the stride '
-                f'{stride}, or equal to it'
-            )
-    if 'N' in mixers and arch.neighborhood_kernel_size[stage] % 2 == 0:
-        raise ValueError(
-            f'neighborhood_kernel_size {arch.neighborhood_kernel_size[stage]} {where} must be odd'
-        )
-    if 'S' in mixers and arch.window_size[stage] < 2:
-        raise ValueError(f'window_size 1 {where} cannot be shifted (mixer S)')
-    if 'X' in mixers and arch.window_size[stage] % 2 == 0:
-        raise ValueError(
-            f'window_size {arch.window_size[stage]} {where} must be odd to be the kernel of mixer X'
-        )
+    return Arch(**values)

@@ -1,4 +1,4 @@
-"""One block of a stage: local perception unit, token mixer, FFN and their residuals."""
+"""Blocks of a stage: local perception unit, token mixer and FFN with their residuals."""
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ class FFN(nn.Module):
 
 
 class ConvFFN(FFN):
-    """FFN with a residual depthwise 3x3 convolution of the hidden map (DAT++, section 3.4)."""
+    """FFN with a residual depthwise 3x3 convolution of the hidden features (DAT++, section 3.4)."""
 
     def __init__(self, channels: int, ratio: int, drop: float = 0.0) -> None:
         super().__init__(channels, ratio, drop)
@@ -34,45 +34,22 @@ class ConvFFN(FFN):
         return self.drop(self.fc2(self.act(x + self.dwconv(x))))
 
 
-class CheckpointedBlock(nn.Module):
-    """Base of the blocks: the local perception unit, then ``branches``, recomputed on request.
+def _local_perception_unit(channels: int) -> nn.Module:
+    return nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+
+
+class TransformerBlock(nn.Module):
+    """``x + lpu(x)``, then ``x + mixer(LN(x))``, then ``x + ffn(LN(x))`` (DAT++, figure 4).
+
+    (B, C, H, W) -> (B, C, H, W).
 
     Args:
-        channels: Channels C of the map.
-        lpu: Whether to add a depthwise 3x3 convolution of the input first.
-        drop_path: Stochastic depth rate of the block's branches.
-        with_cp: Whether to save memory in training by recomputing the block in the backward pass.
-    """
-
-    def __init__(self, channels: int, lpu: bool, drop_path: float, with_cp: bool) -> None:
-        super().__init__()
-        self.lpu = nn.Conv2d(channels, channels, 3, padding=1, groups=channels) if lpu else None
-        self.drop_path = DropPath(drop_path)
-        self.with_cp = with_cp
-
-    def branches(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _forward(self, x: Tensor) -> Tensor:
-        if self.lpu is not None:
-            x = x + self.lpu(x)
-        return self.branches(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        if self.with_cp and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, use_reentrant=False)
-        return self._forward(x)
-
-
-class TransformerBlock(CheckpointedBlock):
-    """``x + mixer(LN(x))``, then ``x + ffn(LN(x))`` (DAT++, figure 4).
-
-    Args:
-        channels, lpu, drop_path, with_cp: See :class:`CheckpointedBlock`.
-        mixer: Token mixer, (B, C, H, W) -> (B, C, H, W).
-        ffn: FFN, same shapes.
-        layer_scale: Initial value of the branches' LayerScale; none if 0 or below.
+        channels: Channels C of the feature map.
+        mixer: Token mixer, which keeps the shape.
+        ffn: FFN, which keeps the shape.
+        lpu: Whether there is a local perception unit, a depthwise 3x3 convolution.
+        layer_scale: Initial value of the LayerScale of mixer and FFN; none if 0 or below.
+        drop_path: Stochastic depth rate of mixer and FFN.
     """
 
     def __init__(
@@ -83,9 +60,10 @@ class TransformerBlock(CheckpointedBlock):
         lpu: bool = False,
         layer_scale: float = 0.0,
         drop_path: float = 0.0,
-        with_cp: bool = False,
     ) -> None:
-        super().__init__(channels, lpu, drop_path, with_cp)
+        super().__init__()
+        self.lpu = _local_perception_unit(channels) if lpu else None
+        self.drop_path = DropPath(drop_path)
         self.norm1 = LayerNorm2d(channels)
         self.mixer = mixer
         self.norm2 = LayerNorm2d(channels)
@@ -94,35 +72,56 @@ class TransformerBlock(CheckpointedBlock):
         self.scale1 = LayerScale(channels, layer_scale) if scaled else nn.Identity()
         self.scale2 = LayerScale(channels, layer_scale) if scaled else nn.Identity()
 
-    def branches(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        if self.lpu is not None:
+            x = x + self.lpu(x)
         x = x + self.drop_path(self.scale1(self.mixer(self.norm1(x))))
         return x + self.drop_path(self.scale2(self.ffn(self.norm2(x))))
 
 
-class ConvNeXtBlock(CheckpointedBlock):
-    """``x + ffn(LN(dwconv(x)))``: mixer "X", one norm and one residual (ConvNeXt).
+class ConvNeXtBlock(nn.Module):
+    """``x + lpu(x)``, then ``x + ffn(LN(mixer(x)))``: one norm and one residual, as in ConvNeXt.
 
-    Args:
-        channels, lpu, drop_path, with_cp: See :class:`CheckpointedBlock`.
-        kernel_size: Odd kernel of the depthwise convolution.
-        ffn: FFN, (B, C, H, W) -> (B, C, H, W).
+    (B, C, H, W) -> (B, C, H, W). Arguments as of :class:`TransformerBlock`; ConvNeXt's mixer is a
+    depthwise convolution, and there is no LayerScale.
     """
 
     def __init__(
         self,
         channels: int,
-        kernel_size: int,
+        mixer: nn.Module,
         ffn: nn.Module,
         lpu: bool = False,
         drop_path: float = 0.0,
-        with_cp: bool = False,
     ) -> None:
-        super().__init__(channels, lpu, drop_path, with_cp)
-        self.mixer = nn.Conv2d(
-            channels, channels, kernel_size, padding=kernel_size // 2, groups=channels
-        )
+        super().__init__()
+        self.lpu = _local_perception_unit(channels) if lpu else None
+        self.drop_path = DropPath(drop_path)
+        self.mixer = mixer
         self.norm = LayerNorm2d(channels)
         self.ffn = ffn
 
-    def branches(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        if self.lpu is not None:
+            x = x + self.lpu(x)
         return x + self.drop_path(self.ffn(self.norm(self.mixer(x))))
+
+
+class Stage(nn.Sequential):
+    """The blocks of a stage.
+
+    Args:
+        blocks: The blocks, in order.
+        with_cp: Whether to save memory in training by keeping only the input of each block and
+            recomputing the rest in the backward pass.
+    """
+
+    def __init__(self, *blocks: nn.Module, with_cp: bool = False) -> None:
+        super().__init__(*blocks)
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        recompute = self.with_cp and torch.is_grad_enabled()
+        for block in self:
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        return x

@@ -1,7 +1,12 @@
-"""The backbone: stem, four stages of blocks with downsampling between them, output norms."""
+"""The backbone of DAT (CVPR 2022, arXiv 2201.00520) and DAT++ (arXiv 2309.01430).
+
+Four stages of blocks at strides 4, 8, 16 and 32: a stem embeds patches of the image, and
+downsampling halves the feature map and widens it between stages (DAT, section 3.3, figure 3).
+Blocks are in :mod:`dat_pp.models.block`, token mixers (deformable attention and the local ones) in
+:mod:`dat_pp.models.mixers`, sizes in :mod:`dat_pp.models.arch`.
+"""
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import torch
 from mmengine.model import BaseModule
@@ -9,40 +14,41 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..weights import load_pretrained
-from .arch import NUM_STAGES, resolve_arch
-from .block import FFN, CheckpointedBlock, ConvFFN, ConvNeXtBlock, TransformerBlock
+from .arch import NUM_STAGES, Arch, resolve_arch
+from .block import FFN, ConvFFN, ConvNeXtBlock, Stage, TransformerBlock
 from .layers import GELU2d, LayerNorm2d, PatchConv
-from .mixers import (
-    DeformableAttention,
-    NeighborhoodAttention,
-    SpatialReductionAttention,
-    WindowAttention,
-)
+from .mixers import MIXERS, build_mixer
 
 
 @MODELS.register_module()
 class DAT(BaseModule):
-    """Deformable Attention Transformer: DAT (CVPR 2022) and DAT++ (arXiv 2309.01430).
+    """Deformable Attention Transformer: DAT and DAT++.
 
     Takes images (B, in_channels, H, W) of any size and returns a tuple of feature maps
     (B, C_i, H_i, W_i), contiguous, one for each stage of ``out_indices`` in stage order, after its
     output norm. Strides are 4, 8, 16 and 32; with the overlapped embedding of DAT++ sizes are
     rounded up, with that of DAT down (at least to 1).
 
+    Every output has a norm of its own, ``norm0`` to ``norm3``. A neck that ignores an output, as
+    mmdet's FPN with ``start_level=1`` does, leaves that norm without a gradient, and
+    DistributedDataParallel stops with an error. Return only what is used: ``out_indices=(1, 2, 3)``
+    with ``start_level=0``.
+
     Args:
         arch: ``'dat-t'``, ``'dat-s'``, ``'dat-b'`` (2022), ``'dat-t++'``, ``'dat-s++'``,
-            ``'dat-b++'``, or a dict; see :mod:`dat_pp.models.arch` for its keys.
+            ``'dat-b++'``, or a dict of settings, see :class:`dat_pp.models.arch.Arch`. Its key
+            ``base`` names the variant that the other keys change.
         in_channels: Channels of the images.
-        drop_rate: Dropout after the projections of attention and FFN.
+        drop_rate: Dropout after the output projections of attention and in the FFN.
         attn_drop_rate: Dropout of the attention weights.
         drop_path_rate: Stochastic depth of the last block; rises linearly from 0 at the first.
-        out_indices: Stages whose maps are returned. Stages beyond the last are not built.
+        out_indices: Stages whose feature maps are returned. Stages beyond the last are not built.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages (with
             their downsampling and output norms): no gradients, evaluation mode.
         with_cp: Save memory in training by recomputing every block in the backward pass.
-        init_cfg: mmengine's initialisation. With ``dict(type='Pretrained', checkpoint=...)`` also
+        init_cfg: mmengine's initialization. ``dict(type='Pretrained', checkpoint=...)`` also takes
             checkpoints of a whole classifier, detector or segmentor and files with the published
-            names are taken; see :func:`dat_pp.weights.load_pretrained`.
+            names; see :func:`dat_pp.weights.load_pretrained`.
 
     Raises:
         ValueError: An argument is out of range or does not fit; the message names the choices.
@@ -50,7 +56,7 @@ class DAT(BaseModule):
 
     def __init__(
         self,
-        arch: str | dict = 'dat-t++',
+        arch: str | dict | Arch = 'dat-t++',
         in_channels: int = 3,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
@@ -67,10 +73,9 @@ class DAT(BaseModule):
         if frozen_stages not in range(-1, NUM_STAGES + 1):
             raise ValueError(f'frozen_stages must be -1 to {NUM_STAGES}, got {frozen_stages!r}')
         self.frozen_stages = frozen_stages
-        rates = dict(
+        for name, rate in dict(
             drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate
-        )
-        for name, rate in rates.items():
+        ).items():
             if not 0 <= rate < 1:
                 raise ValueError(f'{name} must be in [0, 1), got {rate!r}')
 
@@ -83,12 +88,12 @@ class DAT(BaseModule):
         )
         self.stages = nn.ModuleList()
         for i in range(self.num_stages):
-            first = sum(depths[:i])
+            rates, drop_paths = drop_paths[: depths[i]], drop_paths[depths[i] :]
             blocks = [
-                _block(self.arch, i, j, drop_rate, attn_drop_rate, drop_paths[first + j], with_cp)
-                for j in range(depths[i])
+                _block(self.arch, i, letter, drop_rate, attn_drop_rate, drop_path)
+                for letter, drop_path in zip(self.arch.mixers[i], rates)
             ]
-            self.stages.append(nn.Sequential(*blocks))
+            self.stages.append(Stage(*blocks, with_cp=with_cp))
         for i in self.out_indices:
             self.add_module(f'norm{i}', LayerNorm2d(dims[i]))
         self._freeze()
@@ -107,7 +112,7 @@ class DAT(BaseModule):
         return tuple(outs)
 
     def init_weights(self) -> None:
-        """As mmengine's, but weights from a checkpoint go through ``load_pretrained``."""
+        """Initialize as mmengine does, but fill checkpoints in through ``load_pretrained``."""
         if self.is_init:
             return
         cfgs = self.init_cfg or []
@@ -205,51 +210,14 @@ def _downsample(in_channels: int, channels: int, overlapped: bool) -> nn.Sequent
 
 
 def _block(
-    arch: SimpleNamespace,
-    stage: int,
-    index: int,
-    drop_rate: float,
-    attn_drop_rate: float,
-    drop_path: float,
-    with_cp: bool,
-) -> CheckpointedBlock:
-    """Block ``index`` of a stage."""
-    letter, channels = arch.mixers[stage][index], arch.embed_dims[stage]
-    ffn_type = ConvFFN if arch.conv_ffn[stage] else FFN
-    ffn = ffn_type(channels, arch.ffn_ratio[stage], drop_rate)
-    common = dict(ffn=ffn, lpu=arch.lpu[stage], drop_path=drop_path, with_cp=with_cp)
-    if letter == 'X':
-        return ConvNeXtBlock(channels, arch.window_size[stage], **common)
-    mixer = _mixer(arch, stage, letter, drop=drop_rate, attn_drop=attn_drop_rate)
-    return TransformerBlock(
-        channels, mixer, layer_scale=arch.layer_scale_init_value[stage], **common
-    )
-
-
-def _mixer(arch: SimpleNamespace, stage: int, letter: str, **rates: float) -> nn.Module:
-    """Token mixer of a transformer block."""
-    channels, heads = arch.embed_dims[stage], arch.num_heads[stage]
-    if letter == 'N':
-        return NeighborhoodAttention(channels, heads, arch.neighborhood_kernel_size[stage], **rates)
-    if letter in 'LS':
-        return WindowAttention(
-            channels, heads, arch.window_size[stage], shifted=letter == 'S', **rates
-        )
-    if letter == 'P':
-        return SpatialReductionAttention(
-            channels, heads, arch.spatial_reduction_ratios[stage], **rates
-        )
-    native_stride = 4 * 2**stage
-    return DeformableAttention(
-        channels,
-        heads,
-        groups=arch.offset_groups[stage],
-        stride=arch.offset_strides[stage],
-        kernel_size=arch.offset_kernel_sizes[stage],
-        offset_range=arch.offset_range[stage],
-        position_bias=arch.position_bias[stage],
-        native_size=tuple(-(-side // native_stride) for side in arch.native_resolution),
-        coordinates=arch.coordinates,
-        use_offset=arch.use_offset[stage],
-        **rates,
-    )
+    arch: Arch, stage: int, letter: str, drop: float, attn_drop: float, drop_path: float
+) -> nn.Module:
+    """A block of a stage with the mixer of ``letter``."""
+    channels = arch.embed_dims[stage]
+    ffn = (ConvFFN if arch.conv_ffn[stage] else FFN)(channels, arch.ffn_ratio[stage], drop)
+    mixer = build_mixer(letter, arch, stage, drop=drop, attn_drop=attn_drop)
+    settings = dict(lpu=arch.lpu[stage], drop_path=drop_path)
+    if not MIXERS[letter].residual:
+        return ConvNeXtBlock(channels, mixer, ffn, **settings)
+    layer_scale = arch.layer_scale_init_value[stage]
+    return TransformerBlock(channels, mixer, ffn, layer_scale=layer_scale, **settings)

@@ -1,7 +1,7 @@
-"""Mixer "D": deformable multi-head attention."""
+"""Mixer "D": deformable multi-head attention (DAT, section 3.2)."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,16 +10,19 @@ from torch import Tensor, nn
 from ...ops import attention, deformable_attention
 from ..layers import PointwiseConv, merge_heads, pad_bottom_right, resize_table, split_heads
 
-POSITION_BIASES = ('table', 'none', 'dwconv', 'fixed', 'log_cpb')
-COORDINATES = ('dat++', 'dat')
+if TYPE_CHECKING:
+    from ..arch import Arch
+
+PositionBias = Literal['table', 'none', 'dwconv', 'fixed', 'log_cpb']
+Coordinates = Literal['dat++', 'dat']
 
 
 class SharedDepthwiseConv(nn.Conv2d):
     """Depthwise convolution with the same kernels for every group of channels.
 
-    (B, groups * channels, H, W) -> (B, groups * channels, H', W'). Repeating the kernels leaves the
-    map's memory as it is; moving the groups into the batch would copy it. Without padding, a map
-    smaller than the kernel is padded.
+    (B, groups * channels, H, W) -> (B, groups * channels, H', W'). The kernels are repeated, since
+    moving the groups into the batch would copy the feature map. Without padding, a feature map
+    smaller than the kernel is zero-padded to its size.
     """
 
     def __init__(self, channels: int, kernel_size: int, stride: int, padding: int) -> None:
@@ -34,25 +37,28 @@ class SharedDepthwiseConv(nn.Conv2d):
 
 
 class DeformableAttention(nn.Module):
-    """Every position attends to samples of the map at learned positions (DAT, section 3.2).
+    """Every query attends to features sampled at learned positions (DAT, section 3.2).
 
-    A small network predicts offsets of a coarse grid of reference points, one grid per offset
-    group; keys and values are projected from the features sampled there.
+    (B, C, H, W) -> (B, C, H, W). A small network predicts offsets to a uniform grid of reference
+    points, one grid per offset group; keys and values are projected from the features sampled
+    there.
 
     Args:
-        channels: Channels C of the map.
+        channels: Channels C of the feature map.
         num_heads: Attention heads; divides ``channels``.
         groups: Offset groups; divides ``num_heads``.
-        stride: Stride of the grid of samples.
-        kernel_size: Kernel of the offset network's depthwise convolution.
-        offset_range: Bound f of the offsets in grid steps: below 0 offsets are free and positions
-            are kept in the map, else offsets are bounded by tanh.
+        stride: Stride of the grid of reference points.
+        kernel_size: Kernel size of the offset network's depthwise convolution.
+        offset_range: Bound of the offsets in steps of the grid. Negative: offsets are not bounded,
+            and positions are clamped to the feature map; else offsets are bounded by tanh.
         position_bias: ``'table'`` (deformable relative position bias), ``'none'``, ``'dwconv'``
-            (depthwise convolution of the queries added to the output), ``'fixed'`` (one learned
-            value per query and sample) or ``'log_cpb'`` (network on log-spaced displacements).
-        native_size: Size H0 x W0 of the map at the model's native resolution, for the tables.
-        coordinates: Normalisation of positions: ``'dat++'`` (2023) or ``'dat'`` (2022).
-        use_offset: False pools the map instead of sampling it, and has no position bias.
+            (depthwise convolution of the queries, added to the output), ``'fixed'`` (one learned
+            value per query and sample) or ``'log_cpb'`` (an MLP of log-spaced displacements).
+        native_size: Size H0 x W0 of the feature map at the model's native resolution, which the
+            tables are made for.
+        coordinates: Normalization of positions: ``'dat++'`` (2023) or ``'dat'`` (2022).
+        use_offset: Whether to sample; else keys and values are average-pooled and there is no
+            position bias.
         attn_drop: Dropout of the attention weights.
         drop: Dropout of the output.
     """
@@ -65,9 +71,9 @@ class DeformableAttention(nn.Module):
         stride: int,
         kernel_size: int,
         offset_range: float,
-        position_bias: str,
+        position_bias: PositionBias,
         native_size: tuple[int, int],
-        coordinates: str = 'dat++',
+        coordinates: Coordinates = 'dat++',
         use_offset: bool = True,
         attn_drop: float = 0.0,
         drop: float = 0.0,
@@ -91,7 +97,7 @@ class DeformableAttention(nn.Module):
         self.conv_offset.add_module('norm', nn.LayerNorm(group_channels))
         self.conv_offset.add_module('act', nn.GELU())
         self.conv_offset.add_module('proj', nn.Conv2d(group_channels, 2, 1, bias=False))
-        if not use_offset:  # kept for the published checkpoints, which have it
+        if not use_offset:  # unused, but part of published checkpoints
             self.conv_offset.requires_grad_(False)
 
         self.proj_q = PointwiseConv(channels, channels)
@@ -100,6 +106,32 @@ class DeformableAttention(nn.Module):
         self.proj_out = PointwiseConv(channels, channels)
         self.drop = nn.Dropout(drop)
         self._build_bias(channels, native_size, kernel_size, padding)
+
+    @staticmethod
+    def settings(arch: 'Arch', stage: int) -> dict[str, Any]:
+        heads, groups = arch.num_heads[stage], arch.offset_groups[stage]
+        if heads % groups:
+            raise ValueError(
+                f'offset_groups {groups} do not divide num_heads {heads} in stage {stage}'
+            )
+        kernel_size, stride = arch.offset_kernel_sizes[stage], arch.offset_strides[stage]
+        if kernel_size < stride or (kernel_size % 2 == 0 and kernel_size != stride):
+            raise ValueError(
+                f'offset_kernel_sizes {kernel_size} in stage {stage} must be odd and no less than '
+                f'the stride {stride}, or equal to it'
+            )
+        return dict(
+            channels=arch.embed_dims[stage],
+            num_heads=heads,
+            groups=groups,
+            stride=stride,
+            kernel_size=kernel_size,
+            offset_range=arch.offset_range[stage],
+            position_bias=arch.position_bias[stage],
+            native_size=tuple(-(-side // (4 * 2**stage)) for side in arch.native_resolution),
+            coordinates=arch.coordinates,
+            use_offset=arch.use_offset[stage],
+        )
 
     def _build_bias(
         self, channels: int, native_size: tuple[int, int], kernel_size: int, padding: int
@@ -143,12 +175,12 @@ class DeformableAttention(nn.Module):
         return self.drop(self.proj_out(out))
 
     def sample_positions(self, q_map: Tensor) -> Tensor:
-        """Normalised (y, x) of the samples, (B, g, Hk, Wk, 2), float32 (float64 for float64)."""
+        """Normalized (y, x) of the samples, (B, g, Hk, Wk, 2), in float32 or float64."""
         hidden = self.conv_offset.dwconv(q_map).permute(0, 2, 3, 1)
         hidden = hidden.unflatten(-1, (self.groups, -1))  # (B, Hk, Wk, g, C / g)
         hidden = self.conv_offset.act(self.conv_offset.norm(hidden))
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        # Half precision would move samples by a noticeable part of a pixel.
+        # Half precision would move the samples by a noticeable part of a pixel.
         with torch.autocast(q_map.device.type, enabled=False):
             weight = self.conv_offset.proj.weight.flatten(1).to(dtype)
             offset = F.linear(hidden.to(dtype), weight)
@@ -169,18 +201,18 @@ class DeformableAttention(nn.Module):
             return reference + offset
 
     def steps(self, length: int) -> int:
-        """Divisor that normalises an axis: ``length - 1`` (DAT++) or ``length`` (DAT)."""
+        """Divisor that normalizes an axis: ``length - 1`` (DAT++) or ``length`` (DAT)."""
         return length if self.coordinates == 'dat' else max(length - 1, 1)
 
     def reference_points(self, length: int, like: Tensor) -> Tensor:
-        """Normalised pixel centres of an axis, (length,)."""
-        if length == 1:  # the DAT++ formula divides by zero; the one point is the middle
+        """Normalized pixel centers of an axis, (length,)."""
+        if length == 1:  # the formula of DAT++ divides by zero; take the middle
             return torch.zeros(1, dtype=like.dtype, device=like.device)
-        centres = torch.arange(length, dtype=like.dtype, device=like.device) + 0.5
-        return centres * 2 / self.steps(length) - 1
+        centers = torch.arange(length, dtype=like.dtype, device=like.device) + 0.5
+        return centers * 2 / self.steps(length) - 1
 
     def query_positions(self, length: int, like: Tensor) -> Tensor:
-        """Normalised positions of the queries of an axis, (length,)."""
+        """Normalized positions of the queries on an axis, (length,)."""
         if self.coordinates == 'dat':
             return self.reference_points(length, like)
         if length == 1:
@@ -188,16 +220,16 @@ class DeformableAttention(nn.Module):
         return torch.arange(length, dtype=like.dtype, device=like.device) * 2 / (length - 1) - 1
 
     def sample(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Bilinear samples of the map, (B, C, Hk, Wk), each group at its own positions."""
+        """Sample features bilinearly, (B, C, Hk, Wk), each group at its own positions."""
         groups = x.unflatten(1, (self.groups, -1)).flatten(0, 1)
-        grid = positions.flip(-1).flatten(0, 1)  # grid_sample wants (x, y)
+        grid = positions.flip(-1).flatten(0, 1)  # grid_sample takes (x, y)
         sampled = F.grid_sample(groups.to(grid.dtype), grid, align_corners=True)
         sampled = sampled.unflatten(0, (-1, self.groups)).flatten(1, 2)
-        # grid_sample writes NCHW; two projections read this.
+        # grid_sample returns NCHW, and two projections read this.
         return sampled.to(x.dtype, memory_format=torch.channels_last)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor | None) -> Tensor:
-        """Attention of the queries (B, heads, H, W, d) to the samples, with the position bias."""
+        """Attend from queries (B, heads, H, W, d) to the samples, with the position bias."""
         dropout_p = self.attn_drop if self.training else 0.0
         height, width = q.shape[2:4]
         if self.position_bias == 'table':
@@ -217,7 +249,7 @@ class DeformableAttention(nn.Module):
         return attention(q.flatten(2, 3), k, v, bias, dropout_p).view(q.shape)
 
     def log_cpb(self, positions: Tensor, height: int, width: int) -> Tensor:
-        """Bias from log-spaced displacements (Swin V2), (B, heads, H * W, N)."""
+        """Position bias from log-spaced displacements (Swin V2), (B, heads, H * W, N)."""
         axes = self.query_positions(height, positions), self.query_positions(width, positions)
         queries = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1).flatten(0, 1)
         displacement = 4 * (queries[:, None] - positions[:, :, None])  # (B, g, H * W, N, 2)

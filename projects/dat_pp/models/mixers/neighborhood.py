@@ -1,21 +1,27 @@
 """Mixer "N": neighborhood attention with a relative position bias."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor, nn
 
 from ...ops import neighborhood_attention
 from ..layers import pad_bottom_right
 
+if TYPE_CHECKING:
+    from ..arch import Arch
+
 
 class NeighborhoodAttention(nn.Module):
-    """Every position attends to the K x K positions around it (DAT++, section 3.3).
+    """Every query attends to the K x K positions around it (DAT++, section 3.3).
 
-    A map smaller than K is zero-padded before the projection; the padded positions are keys too.
+    (B, C, H, W) -> (B, C, H, W). A feature map smaller than K x K is zero-padded before the
+    projections, and the padding takes part as keys, as in the published code.
 
     Args:
-        channels: Channels C of the map.
+        channels: Channels C of the feature map.
         num_heads: Attention heads; divides ``channels``.
-        kernel_size: Odd window size K.
+        kernel_size: Odd side K of the neighborhood.
         attn_drop: Dropout of the attention weights.
         drop: Dropout of the output.
     """
@@ -37,6 +43,17 @@ class NeighborhoodAttention(nn.Module):
         self.drop = nn.Dropout(drop)
         self.rpb = nn.Parameter(torch.empty(num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1))
         nn.init.trunc_normal_(self.rpb, std=0.02)
+
+    @staticmethod
+    def settings(arch: 'Arch', stage: int) -> dict[str, Any]:
+        kernel_size = arch.neighborhood_kernel_size[stage]
+        if kernel_size % 2 == 0:
+            raise ValueError(f'neighborhood_kernel_size {kernel_size} in stage {stage} must be odd')
+        return dict(
+            channels=arch.embed_dims[stage],
+            num_heads=arch.num_heads[stage],
+            kernel_size=kernel_size,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]

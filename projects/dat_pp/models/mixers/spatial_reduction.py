@@ -1,18 +1,25 @@
 """Mixer "P": spatial-reduction attention of PVT."""
 
+from typing import TYPE_CHECKING, Any
+
 from torch import Tensor, nn
 
 from ...ops import attention
 from ..layers import LayerNorm2d, PatchConv, PointwiseConv, merge_heads, split_heads
 
+if TYPE_CHECKING:
+    from ..arch import Arch
+
 
 class SpatialReductionAttention(nn.Module):
-    """Every position attends to a map reduced ``ratio`` times (PVT, arXiv 2102.12122, section 3.3).
+    """Every query attends to all positions of a downsampled feature map.
+
+    (B, C, H, W) -> (B, C, H, W). See PVT, arXiv 2102.12122, section 3.3.
 
     Args:
-        channels: Channels C of the map.
+        channels: Channels C of the feature map.
         num_heads: Attention heads; divides ``channels``.
-        ratio: Kernel and stride of the reducing convolution; 1 for none.
+        ratio: Kernel size and stride of the downsampling convolution; 1 for none.
         attn_drop: Dropout of the attention weights.
         drop: Dropout of the output.
     """
@@ -32,6 +39,14 @@ class SpatialReductionAttention(nn.Module):
             self.reduction = nn.Sequential()
             self.reduction.add_module('conv', PatchConv(channels, channels, ratio, ratio))
             self.reduction.add_module('norm', LayerNorm2d(channels))
+
+    @staticmethod
+    def settings(arch: 'Arch', stage: int) -> dict[str, Any]:
+        return dict(
+            channels=arch.embed_dims[stage],
+            num_heads=arch.num_heads[stage],
+            ratio=arch.spatial_reduction_ratios[stage],
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         q = split_heads(self.q(x), self.num_heads)

@@ -1,7 +1,7 @@
 """Mixers "L" and "S": self-attention in local and in shifted windows."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -9,35 +9,39 @@ from torch import Tensor, nn
 from ...ops import attention
 from ..layers import pad_bottom_right, resize_table
 
+if TYPE_CHECKING:
+    from ..arch import Arch
+
 
 class WindowAttention(nn.Module):
-    """Self-attention in windows of w x w positions (Swin, arXiv 2103.14030, section 3.2).
+    """Self-attention within windows of w x w positions (Swin, arXiv 2103.14030, section 3.2).
 
-    A map that is no multiple of w is zero-padded at the bottom and right; padded positions are
-    keys too.
+    (B, C, H, W) -> (B, C, H, W). A feature map whose sides are no multiples of w is zero-padded at
+    the bottom and right, and the padding takes part as keys, as in the published code.
 
     Args:
-        channels: Channels C of the map.
+        channels: Channels C of the feature map.
         num_heads: Attention heads; divides ``channels``.
-        window_size: Window size w.
-        shifted: Whether windows are shifted cyclically by ``ceil(w / 2)``.
+        window_size: Side w of a window.
         attn_drop: Dropout of the attention weights.
         drop: Dropout of the output.
     """
+
+    shifted = False
+    """Whether windows are shifted cyclically by ``ceil(w / 2)``."""
 
     def __init__(
         self,
         channels: int,
         num_heads: int,
         window_size: int,
-        shifted: bool = False,
         attn_drop: float = 0.0,
         drop: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.window_size = window_size
-        self.shift = math.ceil(window_size / 2) if shifted else 0
+        self.shift = math.ceil(window_size / 2) if self.shifted else 0
         self.attn_drop = attn_drop
         self.proj_qkv = nn.Linear(channels, 3 * channels)
         self.proj_out = nn.Linear(channels, channels)
@@ -50,6 +54,14 @@ class WindowAttention(nn.Module):
             'relative_position_index', relative_position_index(window_size), persistent=False
         )
 
+    @staticmethod
+    def settings(arch: 'Arch', stage: int) -> dict[str, Any]:
+        return dict(
+            channels=arch.embed_dims[stage],
+            num_heads=arch.num_heads[stage],
+            window_size=arch.window_size[stage],
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         w = self.window_size
@@ -58,8 +70,8 @@ class WindowAttention(nn.Module):
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (1, 2))
         qkv = self.proj_qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        # (B, rows, w, columns, w, 3, heads, d) -> (B, rows, columns, heads, w * w, d) each; the
-        # matrix products of attention need that memory, so that this is the only copy.
+        # (B, rows, w, columns, w, 3, heads, d) -> (B, rows, columns, heads, w * w, d) each. The
+        # matrix products of attention need this memory layout, so this is the only copy.
         qkv = qkv.unflatten(2, (columns, w)).unflatten(1, (rows, w))
         q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6)
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
@@ -91,8 +103,20 @@ class WindowAttention(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+class ShiftedWindowAttention(WindowAttention):
+    """Window attention whose windows are shifted cyclically by ``ceil(w / 2)`` and masked."""
+
+    shifted = True
+
+    @staticmethod
+    def settings(arch: 'Arch', stage: int) -> dict[str, Any]:
+        if arch.window_size[stage] < 2:
+            raise ValueError(f'window_size 1 in stage {stage} cannot be shifted (mixer S)')
+        return WindowAttention.settings(arch, stage)
+
+
 def relative_position_index(window_size: int) -> Tensor:
-    """Row of the bias table for every pair of a query and a key of a window, (w * w, w * w)."""
+    """Row of the bias table for every (query, key) pair of a window, (w * w, w * w)."""
     axis = torch.arange(window_size)
     y, x = (t.flatten() for t in torch.meshgrid(axis, axis, indexing='ij'))
     dy = y[:, None] - y[None] + window_size - 1
@@ -101,13 +125,13 @@ def relative_position_index(window_size: int) -> Tensor:
 
 
 def shift_mask(rows: int, columns: int, window_size: int, shift: int, like: Tensor) -> Tensor:
-    """Mask of shifted windows: -100 between positions that were not neighbors before the shift.
+    """Mask of shifted windows: -100 between positions of different regions (Swin, figure 4).
 
     Returns:
         (rows, columns, 1, w * w, w * w), dtype and device of ``like``.
     """
 
-    def regions(windows: int) -> Tensor:  # (windows, w): cut at -w and -shift from the end
+    def regions(windows: int) -> Tensor:  # (windows, w), cut at -w and -shift
         position = torch.arange(windows * window_size, device=like.device)
         cuts = len(position) - window_size, len(position) - shift
         return sum((position >= cut).long() for cut in cuts).view(windows, window_size)
