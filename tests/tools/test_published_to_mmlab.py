@@ -229,7 +229,8 @@ PUBLISHED = [
     detector(cascade_mask_rcnn, 's', 36, '32xb2-ms-crop'),
     detector(cascade_mask_rcnn, 'b', 36, '64xb1-ms-crop'),
     *(segmentor(semantic_fpn, size, 'fpn_8xb4-40k') for size in 'tsb'),
-    *(segmentor(upernet, size, 'upernet_8xb2-160k') for size in 'tsb'),
+    *(segmentor(upernet, size, 'upernet_8xb2-amp-160k') for size in 'ts'),
+    segmentor(upernet, 'b', 'upernet_8xb2-160k'),
 ]
 for _model in PUBLISHED[3], PUBLISHED[7]:
     _model.config += '-384px'
@@ -499,7 +500,7 @@ def test_forced_config_that_does_not_fit(src: Path, dst: Path, convert: Callable
     assert_refused(
         convert(src, dst, '--config', config),
         dst,
-        f'SRC: {src} does not fit {config}: backbone.stem.conv1.weight is '
+        f'SRC: {src} does not fit {config}: size mismatch: backbone.stem.conv1.weight is '
         '(32, 3, 3, 3) instead of (48, 3, 3, 3), ',
         ' and 585 more',
     )
@@ -534,7 +535,7 @@ def test_heads_that_differ(src: Path, dst: Path, convert: Callable) -> None:
         convert(src, dst),
         dst,
         'is a RetinaNet that fits no config; the closest is configs/coco/retinanet_dat-pp-s_fpn_',
-        'bbox_head.retina_reg.bias is missing, neck.fpn_convs.5.conv.bias is not in the model. ',
+        'missing bbox_head.retina_reg.bias; unexpected neck.fpn_convs.5.conv.bias. ',
     )
 
 
