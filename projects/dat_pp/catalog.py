@@ -53,10 +53,9 @@ def config(name: str) -> str:
         wanted = _normalize(name)
         found = [full for full in configs if wanted in (full, full.partition('/')[2])]
         if len(found) != 1:
-            shown = {full: str(path.relative_to(folder))[:-3] for full, path in configs.items()}
-            short = {full.partition('/')[2]: full for full in configs}
-            near = found or difflib.get_close_matches(wanted, [*shown, *short], n=5, cutoff=0.5)
-            names = dict.fromkeys(shown[short.get(key, key)] for key in near)
+            near = found or [full for full in configs if wanted in full]
+            near = near or difflib.get_close_matches(wanted, configs, n=5, cutoff=0.5)
+            names = [str(configs[full].relative_to(folder))[: -len('.py')] for full in near[:5]]
             raise ValueError(
                 f"dat_pp has {'several configs' if found else 'no config'} '{name}'"
                 + (f'; near: {", ".join(names)}' if names else '')

@@ -1,7 +1,7 @@
 """Call a function once a module has been imported, without importing the module.
 
-``dat_pp.compat.startup`` copies this file to where every Python process may load it at start-up,
-so it imports nothing but ``sys``.
+``dat_pp.compat.startup`` copies this file to where every Python process loads it at start-up, so
+it imports nothing but ``sys``.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class ImportWatcher:
     def find_spec(self, name: str, path: object = None, target: object = None) -> object:
         if name not in self.callbacks:
             return None
-        finders = [finder for finder in sys.meta_path if not isinstance(finder, type(self))]
+        finders = [finder for finder in sys.meta_path if finder is not self]
         specs = (finder.find_spec(name, path, target) for finder in finders)
         spec = next((spec for spec in specs if spec is not None), None)
-        if spec is not None:
+        if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def execute_and_call(module: ModuleType) -> None:
@@ -42,18 +42,49 @@ class ImportWatcher:
 
 
 def when_imported(name: str, callback: Callable[[ModuleType], None]) -> None:
-    """Call ``callback(module)`` now if the module ``name`` is loaded, and after every execution.
+    """Call ``callback(module)`` after every execution of the module ``name``.
 
-    A callback of the same module and name replaces the former one, so that the module that
-    registers it can be reloaded.
+    That includes the last one, if the module is already loaded. A callback of the same module and
+    qualified name replaces the former one, so that the module that registers it can be reloaded.
     """
-    watcher = next((f for f in sys.meta_path if type(f).__qualname__ == 'ImportWatcher'), None)
+    # By name: there may be two copies of this class.
+    watcher = next((f for f in sys.meta_path if type(f).__name__ == 'ImportWatcher'), None)
     if watcher is None:
         watcher = ImportWatcher()
         sys.meta_path.insert(0, watcher)
     key = f'{callback.__module__}.{callback.__qualname__}'
     watcher.callbacks.setdefault(name, {})[key] = callback
     module = sys.modules.get(name)
-    spec = getattr(module, '__spec__', None)
-    if module is not None and not getattr(spec, '_initializing', False):
+    if module is not None and not getattr(module.__spec__, '_initializing', False):
         callback(module)
+
+
+def import_when_needed(package: str) -> None:
+    """Import ``package``, if it is installed, once mmengine may need its configs or models.
+
+    That is when ``mmengine.runner`` is imported, as every tool does that builds a model, and before
+    the first base ``library::...`` of a config is looked for.
+    """
+
+    def import_package(_: ModuleType) -> None:
+        try:
+            __import__(package)
+        except ModuleNotFoundError as error:
+            if error.name != package:
+                print(f'{package} cannot be imported: {error}', file=sys.stderr)
+
+    def import_for_bases(module: ModuleType) -> None:
+        get_cfg_path = module.Config._get_cfg_path
+
+        def import_first(cfg_path: str, filename: str) -> tuple[str, str | None]:
+            if '::' in cfg_path:
+                module.Config._get_cfg_path = staticmethod(get_cfg_path)
+                import_package(module)  # which replaces the function in turn
+                return module.Config._get_cfg_path(cfg_path, filename)
+            return get_cfg_path(cfg_path, filename)
+
+        import_first._dat_pp_original = get_cfg_path
+        module.Config._get_cfg_path = staticmethod(import_first)
+
+    when_imported('mmengine.runner', import_package)
+    when_imported('mmengine.config.config', import_for_bases)
