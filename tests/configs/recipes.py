@@ -1,4 +1,4 @@
-"""Builds what a config states, so that tests look at objects and not at text."""
+"""Build what a config describes, so that tests look at objects and not at text."""
 
 import math
 import warnings
@@ -34,7 +34,7 @@ _models: dict[str, nn.Module] = {}
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """The model without memory for its weights; built once for all tests."""
+    """The model on the meta device, without memory for its weights; built once for all tests."""
     if cfg.filename not in _models:
         model = dict(cfg.model)
         if cfg.get('data_preprocessor'):
@@ -83,7 +83,7 @@ def norm_parameters(model: nn.Module, kinds: tuple[type, ...]) -> set[str]:
 
 
 def is_amp(optimizer: OptimWrapper) -> bool:
-    """Whether it trains in mixed precision; then the loss scale must be dynamic."""
+    """Whether it trains in mixed precision, in which case the loss scale must be dynamic."""
     if not isinstance(optimizer, AmpOptimWrapper):
         return False
     assert type(optimizer.loss_scaler).__name__ == 'GradScaler'
@@ -100,7 +100,7 @@ class _Tiny(nn.Module):
 def learning_rates(
     cfg: Config, epoch_length: int, work_dir: Path, wanted: list[int]
 ) -> list[float]:
-    """The learning rate at the wanted iterations, from the config's schedulers run step by step."""
+    """The learning rate at the given iterations, from running the config's schedulers."""
     model = _Tiny()
     optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), cfg.optim_wrapper.optimizer.lr))
     runner = Runner(
@@ -127,16 +127,21 @@ def learning_rates(
     return [found[iteration] for iteration in wanted]
 
 
-def batch_size(cfg: Config) -> int:
-    """Images a process and iteration, of the training loader as the runner builds it."""
-    loader = dict(cfg.train_dataloader, dataset=list(range(64)), num_workers=0)
+def train_loader(cfg: Config, images: int = 64) -> torch.utils.data.DataLoader:
+    """The training loader as the runner builds it, for a dataset of so many images."""
+    loader = dict(cfg.train_dataloader, dataset=range(images), num_workers=0)
     loader.pop('persistent_workers', None)
-    built = Runner.build_dataloader(loader)
-    return built.batch_size or built.batch_sampler.batch_size
+    return Runner.build_dataloader(loader)
+
+
+def batch_size(cfg: Config) -> int:
+    """Images per iteration and process."""
+    loader = train_loader(cfg)
+    return loader.batch_size or loader.batch_sampler.batch_size
 
 
 def transforms(pipeline: list[dict]) -> list:
-    """The built steps of a pipeline."""
+    """The transforms of a pipeline."""
     return [TRANSFORMS.build(step) for step in pipeline]
 
 

@@ -1,12 +1,13 @@
 """The published ADE20K recipes, row by row, and ours, in what the configs build."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from PIL import Image
+from published import SEGMENTORS, WIDTHS, Segmentor
 from recipes import (
     CONFIGS,
     TABLES,
@@ -25,57 +26,34 @@ from recipes import (
 )
 from torch import nn
 
-
-class Row(NamedTuple):
-    """One segmentor."""
-
-    head: str
-    model: str
-    drop_path: float
-
-    @property
-    def config(self) -> str:
-        schedule = '8xb4-40k' if self.head == 'fpn' else '8xb2-160k'
-        return f'dat-pp-{self.model}_{self.head}_{schedule}_ade20k-512x512'
-
-
-ROWS = [
-    Row('fpn', 'tiny', 0.4),
-    Row('fpn', 'small', 0.4),
-    Row('fpn', 'base', 0.7),
-    Row('upernet', 'tiny', 0.3),
-    Row('upernet', 'small', 0.5),
-    Row('upernet', 'base', 0.7),
-]
-OURS = [Row('mask2former', model, 0.3) for model in ('tiny', 'small', 'base')]
-WIDTHS = {'tiny': 64, 'small': 96, 'base': 128}
+OURS = [f'dat-pp-{size}_mask2former_8xb2-160k_ade20k-512x512' for size in WIDTHS]
 IMAGES = {'fpn': 4, 'upernet': 2}
 ITERATIONS = {'fpn': 40_000, 'upernet': 160_000}
 LR = {'fpn': 2e-4, 'upernet': 6e-5}
 WEIGHT_DECAY = {'fpn': 1e-4, 'upernet': 0.01}
-recipes = pytest.mark.parametrize('row', ROWS, ids=lambda row: row.config)
+recipes = pytest.mark.parametrize('row', SEGMENTORS, ids=lambda row: row.config)
 
 
-def config(row: Row) -> Config:
+def config(row: Segmentor) -> Config:
     return load(f'ade20k/{row.config}.py')
 
 
 def test_every_config_is_covered() -> None:
     files = {path.stem for path in (CONFIGS / 'ade20k').glob('*.py')}
-    assert files == {row.config for row in ROWS + OURS}
+    assert files == {*(row.config for row in SEGMENTORS), *OURS}
 
 
 @recipes
-def test_model_and_optimizer(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_and_optimizer(row: Segmentor, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = config(row)
     model = build_model(cfg)
-    backbone, width = model.backbone, WIDTHS[row.model]
+    backbone, width = model.backbone, WIDTHS[row.size]
     assert backbone.arch.embed_dims == [width * 2**i for i in range(4)]
     assert backbone.stages[-1][-1].drop_path.rate == pytest.approx(row.drop_path)
     blocks = [block for stage in backbone.stages for block in stage]
-    assert all(block.with_cp == (row.head == 'upernet') for block in blocks)
+    assert all(stage.with_cp == (row.head == 'upernet') for stage in backbone.stages)
     assert backbone.init_cfg == dict(
-        type='Pretrained', checkpoint=f'checkpoints/dat-pp-{row.model}_in1k.pth'
+        type='Pretrained', checkpoint=f'checkpoints/dat-pp-{row.size}_in1k.pth'
     )
     head = model.decode_head
     assert (head.num_classes, type(head.loss_decode).__name__) == (150, 'CrossEntropyLoss')
@@ -98,25 +76,25 @@ def test_model_and_optimizer(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer = build_optimizer(cfg, model, monkeypatch)
     assert isinstance(optimizer.optimizer, torch.optim.AdamW)
     assert optimizer.optimizer.defaults['betas'] == (0.9, 0.999)
-    assert not is_amp(optimizer)
+    assert is_amp(optimizer) == row.amp
     assert not optimizer.clip_grad_kwargs
     assert set(learning_rate_of(model, optimizer).values()) == {LR[row.head]}
-    # The published rule is for names with "norm": the heads' batch norms are called otherwise.
+    # The published rule matches "norm" in names; batch norms of the heads are named `bn`.
     norms = norm_parameters(model, (nn.LayerNorm,))
     for name, decay in decays(model, optimizer).items():
         free = name in norms or any(table in name for table in TABLES)
         assert decay == (0 if free else WEIGHT_DECAY[row.head]), name
 
 
-@pytest.mark.parametrize('row', ROWS[::3], ids=lambda row: row.head)
-def test_schedule(row: Row, tmp_path: Path) -> None:
+@pytest.mark.parametrize('row', SEGMENTORS[::3], ids=lambda row: row.head)
+def test_schedule(row: Segmentor, tmp_path: Path) -> None:
     length, lr = ITERATIONS[row.head], LR[row.head]
     wanted = [0, 750, 1500, length // 2, length - 1]
     found = learning_rates(config(row), 100, tmp_path, wanted)
     left = [1 - iteration / length for iteration in wanted]
     if row.head == 'fpn':
         expected = [lr * share**0.9 for share in left]
-    else:  # mmengine ends the warm-up one iteration earlier
+    else:  # mmengine completes the warm-up one iteration earlier
         warmup = [1e-6, 1e-6 + (1 - 1e-6) * 750 / 1499, 1, 1, 1]
         expected = [lr * share * factor for share, factor in zip(left, warmup)]
     assert found[0] == pytest.approx(expected[0])
@@ -124,7 +102,7 @@ def test_schedule(row: Row, tmp_path: Path) -> None:
 
 
 @recipes
-def test_batch_and_length(row: Row) -> None:
+def test_batch_and_length(row: Segmentor) -> None:
     cfg = config(row)
     assert batch_size(cfg) == IMAGES[row.head]
     assert cfg.auto_scale_lr.base_batch_size == 8 * IMAGES[row.head]
@@ -132,7 +110,7 @@ def test_batch_and_length(row: Row) -> None:
 
 
 @recipes
-def test_train_pipeline(row: Row) -> None:
+def test_train_pipeline(row: Segmentor) -> None:
     cfg = config(row)
     steps = transforms(cfg.train_dataloader.dataset.pipeline)
     assert names(steps) == [
@@ -161,7 +139,7 @@ def test_train_pipeline(row: Row) -> None:
 
 
 @recipes
-def test_test_pipeline(row: Row) -> None:
+def test_test_pipeline(row: Segmentor) -> None:
     """Whole images at (2048, 512), not padded to any multiple."""
     cfg = config(row)
     steps = transforms(cfg.test_dataloader.dataset.pipeline)
@@ -173,40 +151,53 @@ def test_test_pipeline(row: Row) -> None:
     assert model.data_preprocessor.test_cfg is None
 
 
+# Height x width of an image -> its sizes at ratios 0.5 to 1.75.
+MULTI_SCALE = {
+    (301, 451): [(256, 384), (384, 575), (512, 767), (640, 959), (768, 1151), (896, 1342)],
+    (683, 512): [(341, 256), (512, 384), (683, 512), (854, 640), (1025, 768), (1195, 896)],
+    (97, 801): [(124, 1024), (186, 1536), (248, 2048), (310, 2560), (372, 3072), (434, 3584)],
+}
+
+
 @recipes
-def test_multi_scale(row: Row) -> None:
+@pytest.mark.parametrize('size', MULTI_SCALE)
+def test_multi_scale(row: Segmentor, size: tuple[int, int], tmp_path: Path) -> None:
+    """Images fit into (2048 r, 512 r), aspect ratio kept, each with its mirror image."""
     cfg = config(row)
     assert cfg.tta_model.type == 'SegTTAModel'
-    augment = transforms(cfg.tta_pipeline)[-1]
-    kinds = [[step.type for step in choice] for choice in cfg.tta_pipeline[-1].transforms]
-    assert kinds[:2] == [['Resize'] * 6, ['RandomFlip'] * 2]
-    ways = [way.transforms for way in augment.subroutines]
-    scales = {way[0].scale_factor for way in ways}
-    assert {scale if isinstance(scale, float) else scale[0] for scale in scales} == {
-        0.5,
-        0.75,
-        1.0,
-        1.25,
-        1.5,
-        1.75,
-    }
-    assert {way[1].prob for way in ways} == {0.0, 1.0}
-    assert len(ways) == 12
+    image = random_image(*size)
+    Image.fromarray(image).save(tmp_path / 'image.png')
+    Image.fromarray(image[..., 0]).save(tmp_path / 'labels.png')
+    result = dict(
+        img_path=str(tmp_path / 'image.png'),
+        seg_map_path=str(tmp_path / 'labels.png'),
+        reduce_zero_label=True,
+        seg_fields=[],
+    )
+    for step in transforms(cfg.tta_pipeline):
+        result = step(result)
+    found = [tuple(views.shape[1:]) for views in result['inputs']]
+    assert found == [each for each in MULTI_SCALE[size] for _ in range(2)]
+    for plain, flipped in zip(result['inputs'][::2], result['inputs'][1::2]):
+        assert torch.equal(plain.flip(-1), flipped)
+    # Labels keep the size of the image: predictions are resized to it.
+    assert result['data_samples'][0].gt_sem_seg.shape == size
 
 
-@pytest.mark.parametrize('row', OURS, ids=lambda row: row.config)
-def test_ours(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize('name', OURS)
+def test_ours(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip('mmdet')
-    cfg = config(row)
+    cfg = load(f'ade20k/{name}.py')
     model = build_model(cfg)
-    assert model.backbone.stages[-1][-1].drop_path.rate == pytest.approx(row.drop_path)
+    assert model.backbone.stages[-1][-1].drop_path.rate == pytest.approx(0.3)
     optimizer = build_optimizer(cfg, model, monkeypatch)
     assert optimizer.clip_grad_kwargs['max_norm'] == 0.01
-    for name, rate in learning_rate_of(model, optimizer).items():
-        assert rate == pytest.approx(1e-5 if name.startswith('backbone') else 1e-4), name
+    for parameter, rate in learning_rate_of(model, optimizer).items():
+        expected = 1e-5 if parameter.startswith('backbone') else 1e-4
+        assert rate == pytest.approx(expected), parameter
     norms = norm_parameters(model, (nn.LayerNorm, nn.GroupNorm))
     embeddings = ('query_embed', 'query_feat', 'level_embed')
-    for name, decay in decays(model, optimizer).items():
-        free = name in norms or any(part in name for part in (*TABLES, *embeddings))
-        assert decay == (0 if free else 0.05), name
+    for parameter, decay in decays(model, optimizer).items():
+        free = parameter in norms or any(part in parameter for part in (*TABLES, *embeddings))
+        assert decay == (0 if free else 0.05), parameter
     assert (batch_size(cfg), cfg.train_cfg.max_iters) == (2, 160_000)

@@ -1,12 +1,12 @@
 """The published COCO recipes, row by row, and ours, in what the configs build."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from published import DETECTORS, WIDTHS, Detector
 from recipes import (
     CONFIGS,
     TABLES,
@@ -25,73 +25,38 @@ from recipes import (
 )
 from torch import nn
 
-
-class Row(NamedTuple):
-    """One published detector."""
-
-    detector: str
-    model: str
-    epochs: int
-    lr: float
-    drop_path: float
-    gpus: int = 32
-    images: int = 2
-    amp: bool = True
-
-    @property
-    def config(self) -> str:
-        schedule = f'{self.gpus}xb{self.images}-{"amp-" if self.amp else ""}ms-crop'
-        return f'{self.detector}_dat-pp-{self.model}_fpn_{schedule}-{self.epochs // 12}x_coco'
-
-
-ROWS = [
-    Row('retinanet', 't', 12, 2e-4, 0.0),
-    Row('retinanet', 't', 36, 2e-4, 0.2),
-    Row('retinanet', 's', 12, 2e-4, 0.1),
-    Row('retinanet', 's', 36, 2e-4, 0.5),
-    Row('mask-rcnn', 't', 12, 4e-4, 0.0),
-    Row('mask-rcnn', 't', 36, 4e-4, 0.3),
-    Row('mask-rcnn', 's', 12, 4e-4, 0.1),
-    Row('mask-rcnn', 's', 36, 4e-4, 0.5),
-    Row('cascade-mask-rcnn', 't', 12, 4e-4, 0.0),
-    Row('cascade-mask-rcnn', 't', 36, 4e-4, 0.1),
-    Row('cascade-mask-rcnn', 's', 36, 4e-4, 0.5, amp=False),
-    Row('cascade-mask-rcnn', 'b', 36, 4e-4, 0.8, gpus=64, images=1, amp=False),
-]
-WIDTHS = {'t': 64, 's': 96, 'b': 128}
-FULL_NAMES = {'t': 'tiny', 's': 'small', 'b': 'base'}
-# After upstream's recipes for Swin: config, drop path, checkpointing, learning rate, weight decay,
-# clip.
+# After upstream's recipes for Swin: config, drop path, activation checkpointing, learning rate,
+# weight decay, maximum norm of the gradient.
 OURS = [
     ('dino-5scale_dat-pp-t_8xb2-12e_coco', 0.2, True, 1e-4, 1e-4, 0.1),
     ('dino-5scale_dat-pp-b_8xb2-12e_coco', 0.2, True, 1e-4, 1e-4, 0.1),
     ('mask2former_dat-pp-t_8xb2-lsj-50e_coco', 0.3, False, 1e-4, 0.05, 0.01),
     ('mask2former_dat-pp-s_8xb2-lsj-50e_coco', 0.3, False, 1e-4, 0.05, 0.01),
 ]
-recipes = pytest.mark.parametrize('row', ROWS, ids=lambda row: row.config)
-one_each = pytest.mark.parametrize('row', ROWS[::4], ids=lambda row: row.config)
+recipes = pytest.mark.parametrize('row', DETECTORS, ids=lambda row: row.config)
+one_each = pytest.mark.parametrize('row', DETECTORS[::4], ids=lambda row: row.method)
 
 
-def config(row: Row) -> Config:
+def config(row: Detector) -> Config:
     return load(f'coco/{row.config}.py')
 
 
 def test_every_config_is_covered() -> None:
-    expected = {row.config for row in ROWS} | {name for name, *_ in OURS}
+    expected = {row.config for row in DETECTORS} | {name for name, *_ in OURS}
     assert {path.stem for path in (CONFIGS / 'coco').glob('*.py')} == expected
 
 
 @recipes
-def test_model_and_optimizer(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_and_optimizer(row: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = config(row)
     model = build_model(cfg)
     backbone = model.backbone
-    assert backbone.arch.embed_dims == [WIDTHS[row.model] * 2**i for i in range(4)]
-    assert backbone.out_indices == ((1, 2, 3) if row.detector == 'retinanet' else (0, 1, 2, 3))
+    assert backbone.arch.embed_dims == [WIDTHS[row.size] * 2**i for i in range(4)]
+    assert backbone.out_indices == ((1, 2, 3) if row.method == 'retinanet' else (0, 1, 2, 3))
     assert backbone.stages[-1][-1].drop_path.rate == pytest.approx(row.drop_path)
-    assert all(block.with_cp for stage in backbone.stages for block in stage)
+    assert all(stage.with_cp for stage in backbone.stages)
     assert backbone.init_cfg == dict(
-        type='Pretrained', checkpoint=f'checkpoints/dat-pp-{FULL_NAMES[row.model]}_in1k.pth'
+        type='Pretrained', checkpoint=f'checkpoints/dat-pp-{row.size}_in1k.pth'
     )
 
     optimizer = build_optimizer(cfg, model, monkeypatch)
@@ -107,7 +72,7 @@ def test_model_and_optimizer(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @recipes
-def test_schedule(row: Row, tmp_path: Path) -> None:
+def test_schedule(row: Detector, tmp_path: Path) -> None:
     cfg = config(row)
     assert batch_size(cfg) == row.images
     assert cfg.auto_scale_lr.base_batch_size == row.gpus * row.images == 64
@@ -131,7 +96,7 @@ def test_schedule(row: Row, tmp_path: Path) -> None:
 
 
 @recipes
-def test_train_pipeline(row: Row) -> None:
+def test_train_pipeline(row: Detector) -> None:
     steps = transforms(config(row).train_dataloader.dataset.pipeline)
     assert names(steps) == [
         'LoadImageFromFile',
@@ -142,10 +107,10 @@ def test_train_pipeline(row: Row) -> None:
     ]
     _, annotations, flip, choice, _ = steps
     assert annotations.with_bbox
-    assert annotations.with_mask == (row.detector != 'retinanet')
+    assert annotations.with_mask == (row.method != 'retinanet')
     assert flip.prob == 0.5
-    assert choice.prob is None  # both ways are as likely
-    first, second = (way.transforms for way in choice.transforms)
+    assert choice.prob is None  # both are equally likely
+    first, second = (branch.transforms for branch in choice.transforms)
     assert names(first) == ['RandomChoiceResize']
     assert names(second) == ['RandomChoiceResize', 'RandomCrop', 'RandomChoiceResize']
     sides = [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800]
@@ -159,8 +124,8 @@ def test_train_pipeline(row: Row) -> None:
 
 
 @one_each
-def test_train_sizes(row: Row) -> None:
-    """What the two ways make of a wide image: the short side, and never more than 1333."""
+def test_train_sizes(row: Detector) -> None:
+    """Both branches give a wide image one of the short sides, and at most 1333 for the long."""
     np.random.seed(0)
     choice = transforms(config(row).train_dataloader.dataset.pipeline)[3]
     sizes = [choice(dict(img=random_image(300, 600)))['img'].shape[:2] for _ in range(20)]
@@ -172,7 +137,7 @@ def test_train_sizes(row: Row) -> None:
 
 
 @recipes
-def test_test_pipeline(row: Row) -> None:
+def test_test_pipeline(row: Detector) -> None:
     cfg = config(row)
     steps = transforms(cfg.test_dataloader.dataset.pipeline)
     assert names(steps)[:2] == ['LoadImageFromFile', 'Resize']
@@ -182,17 +147,17 @@ def test_test_pipeline(row: Row) -> None:
     assert preprocessor.pad_size_divisor == 32
     assert preprocessor.mean.numel() == 3
     metric = cfg.test_evaluator.metric
-    assert metric == ('bbox' if row.detector == 'retinanet' else ['bbox', 'segm'])
+    assert metric == ('bbox' if row.method == 'retinanet' else ['bbox', 'segm'])
 
 
 @pytest.mark.parametrize(
-    'row', [r for r in ROWS if r.detector == 'mask-rcnn'], ids=lambda r: r.config
+    'row', [r for r in DETECTORS if r.method == 'mask-rcnn'], ids=lambda r: r.config
 )
-def test_mask_rcnn(row: Row) -> None:
+def test_mask_rcnn(row: Detector) -> None:
     model = build_model(config(row))
     # Five levels; the last one is a convolution of the backbone's last output.
     assert len(model.neck.fpn_convs) == 5
-    assert model.neck.fpn_convs[4].conv.in_channels == WIDTHS[row.model] * 8
+    assert model.neck.fpn_convs[4].conv.in_channels == WIDTHS[row.size] * 8
     assert type(model.rpn_head.loss_bbox).__name__ == 'L1Loss'
     assert type(model.roi_head.bbox_head.loss_bbox).__name__ == 'L1Loss'
     assert not model.roi_head.bbox_head.reg_decoded_bbox
@@ -202,9 +167,9 @@ def test_mask_rcnn(row: Row) -> None:
 
 
 @pytest.mark.parametrize(
-    'row', [r for r in ROWS if r.detector == 'cascade-mask-rcnn'], ids=lambda r: r.config
+    'row', [r for r in DETECTORS if r.method == 'cascade-mask-rcnn'], ids=lambda r: r.config
 )
-def test_cascade(row: Row) -> None:
+def test_cascade(row: Detector) -> None:
     model = build_model(config(row))
     assert len(model.neck.fpn_convs) == 4
     loss = model.rpn_head.loss_bbox
@@ -217,7 +182,7 @@ def test_cascade(row: Row) -> None:
     for head, iou in zip(heads, (0.5, 0.6, 0.7)):
         assert [type(conv.bn).__name__ for conv in head.shared_convs] == ['SyncBatchNorm'] * 4
         assert [(fc.in_features, fc.out_features) for fc in head.shared_fcs] == [(12544, 1024)]
-        assert head.fc_reg.out_features == 4 * 80  # one box a class
+        assert head.fc_reg.out_features == 4 * 80  # one box per class
         assert head.reg_decoded_bbox
         assert (type(head.loss_bbox).__name__, head.loss_bbox.loss_weight) == ('GIoULoss', 10)
         assigner = model.roi_head.bbox_assigner[list(heads).index(head)]
@@ -225,11 +190,11 @@ def test_cascade(row: Row) -> None:
 
 
 @pytest.mark.parametrize(
-    'row', [r for r in ROWS if r.detector == 'retinanet'], ids=lambda r: r.config
+    'row', [r for r in DETECTORS if r.method == 'retinanet'], ids=lambda r: r.config
 )
-def test_retinanet(row: Row) -> None:
+def test_retinanet(row: Detector) -> None:
     model = build_model(config(row))
-    width = WIDTHS[row.model]
+    width = WIDTHS[row.size]
     laterals = [conv.conv.in_channels for conv in model.neck.lateral_convs]
     assert laterals == [2 * width, 4 * width, 8 * width]
     assert len(model.neck.fpn_convs) == 5
@@ -244,7 +209,7 @@ def test_ours(ours: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = load(f'coco/{name}.py')
     model = build_model(cfg)
     assert model.backbone.stages[-1][-1].drop_path.rate == pytest.approx(drop_path)
-    assert all(block.with_cp == with_cp for stage in model.backbone.stages for block in stage)
+    assert all(stage.with_cp == with_cp for stage in model.backbone.stages)
     optimizer = build_optimizer(cfg, model, monkeypatch)
     assert optimizer.clip_grad_kwargs['max_norm'] == clip
     for parameter, rate in learning_rate_of(model, optimizer).items():

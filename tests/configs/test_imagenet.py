@@ -1,11 +1,18 @@
 """The published ImageNet-1K recipes, row by row, in what the configs build."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.dataset import sampler
+from published import CLASSIFIERS, Classifier
+from real_layouts import write_imagenet
 from recipes import (
+    CONFIGS,
     TABLES,
     batch_size,
     build_model,
@@ -18,72 +25,48 @@ from recipes import (
     load,
     names,
     random_image,
+    train_loader,
     transforms,
 )
 
-
-class Row(NamedTuple):
-    """One published model; rates are for 512 images."""
-
-    config: str
-    parameters: int
-    drop_path: float
-    gpus: int
-    images: int
-    size: int = 224
-    epochs: int = 300
-    warmup: int = 20
-    lr: float = 5e-4
-    min_lr: float = 5e-6
-    weight_decay: float = 0.05
-    clip: float = 5.0
-
-
-FINE = dict(size=384, epochs=30, warmup=0, weight_decay=1e-8)
-ROWS = [
-    Row('dat-pp-tiny_32xb128_in1k', 23_962_876, 0.2, 32, 128),
-    Row('dat-pp-small_32xb128_in1k', 53_127_366, 0.4, 32, 128),
-    Row('dat-pp-base_64xb64_in1k', 93_690_640, 0.7, 64, 64),
-    Row('dat-pp-base_64xb24_in1k-384px', 93_690_640, 0.6, 64, 24, lr=2e-5, min_lr=2e-7, **FINE),
-    Row('dat-tiny_32xb128_in1k', 28_319_138, 0.2, 32, 128),
-    Row('dat-small_32xb128_in1k', 49_700_402, 0.3, 32, 128),
-    Row('dat-base_32xb128_in1k', 87_881_632, 0.5, 64, 64, warmup=50, lr=4e-4, clip=1.0),
-    Row('dat-base_64xb24_in1k-384px', 88_178_272, 0.5, 64, 24, lr=2e-6, min_lr=1e-7, **FINE),
-]
-ABLATIONS = {
+ABLATIONS = {  # parameters
     'plain': 22_772_796,
-    'overlapped': None,
-    'overlapped-lpu': None,
-    'window': None,
-    'sra': None,
-    'dwconv': None,
+    'overlapped': 23_649_276,
+    'overlapped-lpu': 23_711_996,
+    'window': 23_962_876,
+    'sra': 27_102_618,
+    'dwconv': 21_557_722,
 }
 WARMUP_LR = 5e-7
 ALL = [
-    *ROWS,
-    *(Row(f'dat-pp-tiny-{n}_32xb128_in1k', p, 0.2, 32, 128) for n, p in ABLATIONS.items()),
+    *CLASSIFIERS,
+    *(
+        Classifier(f'dat-pp-tiny-{name}_32xb128_in1k', 'dat-t++', count, 0.2, 32, 128)
+        for name, count in ABLATIONS.items()
+    ),
 ]
 recipes = pytest.mark.parametrize('row', ALL, ids=lambda row: row.config)
 
 
-def config(row: Row):
+def config(row: Classifier) -> Config:
     return load(f'imagenet/{row.config}.py')
 
 
 def test_every_config_is_covered() -> None:
-    files = (Path(__file__).parents[2] / 'configs' / 'imagenet').glob('*.py')
+    files = (CONFIGS / 'imagenet').glob('*.py')
     assert {path.stem for path in files} == {row.config for row in ALL}
 
 
 @recipes
-def test_model_and_optimizer(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_and_optimizer(row: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = config(row)
     model = build_model(cfg)
-    if row.parameters:
-        assert sum(value.numel() for value in model.parameters()) == row.parameters
+    assert sum(value.numel() for value in model.parameters()) == row.parameters
+    arch = cfg.model.backbone.arch
+    assert (arch if isinstance(arch, str) else arch.base) == row.arch
     assert model.backbone.stages[-1][-1].drop_path.rate == pytest.approx(row.drop_path)
     assert model.backbone.stages[0][0].drop_path.rate == 0
-    assert not any(block.with_cp for stage in model.backbone.stages for block in stage)
+    assert not any(stage.with_cp for stage in model.backbone.stages)
     assert model.head.fc.out_features == 1000
     assert model.head.init_cfg is None
 
@@ -103,15 +86,15 @@ def test_model_and_optimizer(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_neighborhood_bias_decays(monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = config(ROWS[0])
+    cfg = config(CLASSIFIERS[0])
     model = build_model(cfg)
     found = decays(model, build_optimizer(cfg, model, monkeypatch))
     assert {decay for name, decay in found.items() if name.endswith('.rpb')} == {0.05}
     assert {decay for name, decay in found.items() if name.endswith('.rpe_table')} == {0.0}
 
 
-@pytest.mark.parametrize('row', ROWS, ids=lambda row: row.config)
-def test_schedule(row: Row, tmp_path: Path) -> None:
+@pytest.mark.parametrize('row', CLASSIFIERS, ids=lambda row: row.config)
+def test_schedule(row: Classifier, tmp_path: Path) -> None:
     cfg = config(row)
     assert batch_size(cfg) == row.images
     total = row.gpus * row.images
@@ -131,8 +114,10 @@ def test_schedule(row: Row, tmp_path: Path) -> None:
     assert per_512[-1] == pytest.approx(row.min_lr, rel=0.05)
 
 
-@pytest.mark.parametrize('row', [ROWS[0], ROWS[3], ROWS[7]], ids=lambda row: row.config)
-def test_train_pipeline(row: Row) -> None:
+@pytest.mark.parametrize(
+    'row', [CLASSIFIERS[0], CLASSIFIERS[3], CLASSIFIERS[7]], ids=lambda row: row.config
+)
+def test_train_pipeline(row: Classifier) -> None:
     steps = transforms(config(row).train_dataloader.dataset.pipeline)
     assert names(steps) == [
         'LoadImageFromFile',
@@ -159,25 +144,25 @@ def test_train_pipeline(row: Row) -> None:
 
 
 @recipes
-def test_test_pipeline(row: Row) -> None:
-    """At 224 a square of 256 is cropped; at 384 nothing is: the whole image is squeezed."""
+def test_test_pipeline(row: Classifier) -> None:
+    """Images are resized to a square, whatever their aspect ratio, then cropped in the center."""
     steps = transforms(config(row).test_dataloader.dataset.pipeline)
     assert names(steps)[0] == 'LoadImageFromFile'
     resize = steps[1]
     assert type(resize).__name__ == 'Resize'
     assert (resize.interpolation, resize.backend) == ('bicubic', 'pillow')
-    image = random_image(300, 500)
-    result = dict(img=image)
+    result = dict(img=random_image(300, 500))
     sizes = []
     for step in steps[1:-1]:
         result = step(result)
         sizes.append(result['img'].shape[:2])
-    assert sizes == ([(256, 256), (224, 224)] if row.size == 224 else [(384, 384)])
+    square, crop = (row.resize, row.resize), (row.size, row.size)
+    assert sizes == ([square] if row.resize == row.size else [square, crop])
     assert steps[-1](result)['inputs'].shape == (3, row.size, row.size)
 
 
 def test_mixing_and_loss() -> None:
-    model = build_model(config(ROWS[0]))
+    model = build_model(config(CLASSIFIERS[0]))
     mixing = model.data_preprocessor.batch_augments
     assert [(type(a).__name__, a.alpha) for a in mixing.augments] == [
         ('Mixup', 0.8),
@@ -187,3 +172,32 @@ def test_mixing_and_loss() -> None:
     loss = model.head.loss_module
     assert (type(loss).__name__, loss.label_smooth_val) == ('LabelSmoothLoss', 0.1)
     assert loss.mode == 'original'
+
+
+@pytest.mark.parametrize('row', CLASSIFIERS, ids=lambda row: row.config)
+def test_last_incomplete_batch_is_dropped(row: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, 'get_dist_info', lambda: (0, row.gpus))
+    assert len(train_loader(config(row), images=1_281_167)) == row.iterations
+
+
+@pytest.mark.slow
+def test_every_process_has_its_own_random_stream(tmp_path: Path) -> None:
+    """Two processes: augmentation and stochastic depth differ, the order of images is shared."""
+    write_imagenet(tmp_path / 'data' / 'imagenet', (40, 40), train=32, val=2)
+    launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
+    script = Path(__file__).parent / 'random_draws.py'
+    base = CONFIGS / 'imagenet' / 'dat-pp-tiny_32xb128_in1k.py'
+    done = subprocess.run(
+        [sys.executable, *launch, script, base, tmp_path], cwd=tmp_path,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f'draws_{rank}.json').read_text()) for rank in (0, 1))
+    assert len(first['lambda']) == len(second['lambda']) == 8
+    assert not set(first['lambda']) & set(second['lambda'])
+    for drawn in ('augment', 'dropped', 'box'):
+        assert first[drawn] != second[drawn], drawn
+        assert len(set(map(str, first[drawn]))) > 1, drawn
+    # One permutation, of which each process takes every second image.
+    assert len(first['images']) == len(second['images']) == 16
+    assert len({*first['images'], *second['images']}) == 32
