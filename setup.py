@@ -10,6 +10,8 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / 'projects' / 'dat_pp'
 MIM_FILES = ('configs', 'tools', 'model-index.yml')
+# Stands for a config in `with read_base(): from dat_pp.configs.coco.mask_rcnn_... import *`.
+LAZY_CONFIG = "globals().update(__import__('dat_pp').catalog.lazy_config(__file__))\n"
 
 
 def read_version() -> str:
@@ -26,6 +28,15 @@ def mim_sources() -> list[Path]:
     return [ROOT / name for name in MIM_FILES if (ROOT / name).exists()]
 
 
+def write_lazy_configs(package: Path) -> None:
+    """A file for every config, with a name that can be imported, where mmengine looks for it."""
+    shutil.rmtree(package / 'configs', ignore_errors=True)
+    for config in (ROOT / 'configs').glob('[!_]*/*.py'):
+        stub = package / 'configs' / config.parent.name / config.name.replace('-', '_')
+        stub.parent.mkdir(parents=True, exist_ok=True)
+        stub.write_text(LAZY_CONFIG)
+
+
 class BuildWithMim(build_py):
     """Put configs, tools and the model index under ``dat_pp/.mim``.
 
@@ -34,6 +45,7 @@ class BuildWithMim(build_py):
 
     def run(self) -> None:
         super().run()
+        write_lazy_configs(PACKAGE if self.editable_mode else Path(self.build_lib) / 'dat_pp')
         if self.editable_mode:
             folder = PACKAGE / '.mim'
             shutil.rmtree(folder, ignore_errors=True)

@@ -69,8 +69,8 @@ def import_when_needed(package: str) -> None:
     def import_package(_: ModuleType) -> None:
         try:
             __import__(package)
-        except ModuleNotFoundError as error:
-            if error.name != package:
+        except Exception as error:  # the program that imports mmengine may not need it
+            if getattr(error, 'name', None) != package:
                 print(f'{package} cannot be imported: {error}', file=sys.stderr)
 
     def import_for_bases(module: ModuleType) -> None:
