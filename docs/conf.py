@@ -45,8 +45,15 @@ nitpick_ignore_regex = [
         r'py:.*',
         r'(torch|mmengine|numpy|np|collections|pathlib|os|types|argparse|nn|optional)(\..*)?',
     ),
-    (r'py:.*', r'(Tensor|Path|Config|Any|Callable|Sequence|Mapping|Iterable|Iterator|Module)'),
+    (r'py:.*', r'(.*\.T|Tensor|Path|Config|Any|Callable|Sequence|Mapping|Iterable|Iterator|Module)'),
 ]
+
+
+def keep_colons(app: Sphinx, what: str, *args: object) -> None:
+    """Keep napoleon from reading "Mixer D: ..." of an attribute as its type and description."""
+    lines = args[-1]
+    if what in ('attribute', 'data') and lines:
+        lines.insert(0, '\\ ')
 
 
 def rebase_links(app: Sphinx, path: Path, parent: str, content: list[str]) -> None:
@@ -84,3 +91,4 @@ INCLUDED = {
 def setup(app: Sphinx) -> None:
     app.add_config_value('included', INCLUDED, 'env')
     app.connect('include-read', rebase_links)
+    app.connect('autodoc-process-docstring', keep_colons, priority=400)  # before napoleon's 500

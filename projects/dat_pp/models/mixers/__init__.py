@@ -36,6 +36,7 @@ MIXERS = {
     'P': Mixer(SpatialReductionAttention, 'spatial-reduction attention'),
     'X': Mixer(DepthwiseConv, 'depthwise convolution', residual=False),
 }
+"""The token mixers by their letter in ``arch['mixers']``."""
 
 
 def check_mixers(arch: 'Arch', stage: int) -> None:
