@@ -1,4 +1,4 @@
-"""One config of each family of configs, and the `--cfg-options` that make its runs small."""
+"""One config per family, and the `--cfg-options` that make its runs small."""
 
 from dataclasses import dataclass
 
@@ -24,6 +24,7 @@ ITERATIONS = """
     default_hooks.checkpoint.interval={count}
 """
 
+ONE_IMAGE = 'train_dataloader.dataset.indices=1 train_dataloader.batch_size=1 '
 IMAGENET_FIXED = """
     train_dataloader.batch_size=2 train_dataloader.dataset.indices=2
     train_dataloader.dataset.pipeline.1.scale=128
@@ -35,7 +36,7 @@ IMAGENET_FIXED = """
     train_dataloader.dataset.pipeline.4.erase_prob=0.0
     model.train_cfg.augments=None
 """
-# Both branches of the augmentation of DETR, and the test.
+# Both branches of DETR's augmentation, and the test.
 COCO_SMALL = """
     train_dataloader.dataset.pipeline.3.transforms.0.0.scales=[(96,160),(128,160)]
     train_dataloader.dataset.pipeline.3.transforms.1.0.scales=[(80,160),(96,160)]
@@ -98,17 +99,17 @@ DEPTH = '[N,D,ND,D]'
 
 @dataclass
 class Family:
-    """A config, and what makes it small.
+    """A config and the options that make it small.
 
     Attributes:
         config: Path below configs/, without the suffix.
-        metrics: Names that testing must yield.
+        metrics: Metrics that testing must report.
         length: Options that set the length and write a checkpoint at the end.
         small: Options that make images smaller.
-        fixed: Options that leave nothing random in the repeated batch.
-        light: Options that make heads smaller in the run on the repeated batch.
+        fixed: Options that remove randomness from the repeated batch.
+        light: Options that shrink the heads for the run on the repeated batch.
         lr: Learning rate of that run.
-        depth: Mixers of the stages where the real model takes too long.
+        depth: Mixers of the stages in place of the model's, which would take too long.
     """
 
     config: str
@@ -133,12 +134,11 @@ class Family:
 FAMILIES = {
     'classification 224': Family(
         'imagenet/dat-pp-tiny_32xb128_in1k', TOP, EPOCHS,
-        'train_dataloader.dataset.indices=1 train_dataloader.batch_size=1 param_scheduler.0.end=1 param_scheduler.1.begin=1',
-        IMAGENET_FIXED,
+        ONE_IMAGE + 'param_scheduler.0.end=1 param_scheduler.1.begin=1', IMAGENET_FIXED,
     ),
     'classification 384': Family(
         'imagenet/dat-pp-base_64xb24_in1k-384px', TOP, EPOCHS,
-        'train_dataloader.dataset.indices=1 train_dataloader.batch_size=1', IMAGENET_FIXED, lr=1e-4, depth=DEPTH,
+        ONE_IMAGE, IMAGENET_FIXED, lr=1e-4, depth=DEPTH,
     ),
     'RetinaNet': Family(
         'coco/retinanet_dat-pp-t_fpn_32xb2-amp-ms-crop-1x_coco', BOXES, EPOCHS,

@@ -1,4 +1,4 @@
-"""Small data sets in the layouts that the configs expect, below ``data/`` as users keep them."""
+"""Small datasets in the layouts that the configs expect, as users keep them under ``data/``."""
 
 import json
 from pathlib import Path
@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-# Two classes with samples each: those of COCO by id, those of ADE20K by label.
+# The two classes that have samples: category ids of COCO, labels of ADE20K.
 COCO_IDS = (1, 18)
 ADE_LABELS = (1, 150)
-COLOURS = ((200, 60, 40), (40, 90, 200))
+COLORS = ((200, 60, 40), (40, 90, 200))
 SHORT = {'training': 'train', 'validation': 'val'}
 
 
-def picture(index: int, size: tuple[int, int], seed: int) -> tuple[np.ndarray, tuple]:
-    """Noise with a coloured rectangle; its colour tells the class (index modulo 2).
+def draw_image(index: int, size: tuple[int, int], seed: int) -> tuple[np.ndarray, tuple]:
+    """Draw noise with a colored rectangle, whose color is that of the class (index modulo 2).
 
     Returns the image of ``size`` (width, height) and the rectangle (left, top, width, height).
     """
@@ -26,7 +26,7 @@ def picture(index: int, size: tuple[int, int], seed: int) -> tuple[np.ndarray, t
         width // 2, height // 2,
     )  # fmt: skip
     left, top, wide, high = box
-    image[top : top + high, left : left + wide] = COLOURS[index % 2]
+    image[top : top + high, left : left + wide] = COLORS[index % 2]
     return image, box
 
 
@@ -43,7 +43,7 @@ def write_imagenet(
         for label in range(classes):
             (root / split / f'n{label:08d}').mkdir(parents=True)
         for index in range(count):
-            image, _ = picture(index, size, seed)
+            image, _ = draw_image(index, size, seed)
             save(image, root / split / f'n{index % 2:08d}' / f'{split}_{index}.JPEG')
 
 
@@ -52,7 +52,7 @@ def write_coco(root: Path, size: tuple[int, int], train: int = 2, val: int = 2) 
     from mmdet.datasets import CocoDataset
 
     width, height = size
-    # The real ids have gaps; that of the dog is 18, its class the 16th.
+    # Category ids have gaps: the dog is id 18 but the 16th class.
     names = CocoDataset.METAINFO['classes']
     gaps = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
     ids = [number for number in range(1, 91) if number not in gaps]
@@ -60,7 +60,7 @@ def write_coco(root: Path, size: tuple[int, int], train: int = 2, val: int = 2) 
     for seed, (split, count) in enumerate((('train2017', train), ('val2017', val))):
         images, annotations = [], []
         for index in range(count):
-            image, (left, top, wide, high) = picture(index, size, seed)
+            image, (left, top, wide, high) = draw_image(index, size, seed)
             name = f'{index + 1:012d}.jpg'
             save(image, root / split / name)
             right, bottom = left + wide, top + high
@@ -82,10 +82,10 @@ def write_coco(root: Path, size: tuple[int, int], train: int = 2, val: int = 2) 
 
 
 def write_ade20k(root: Path, size: tuple[int, int], train: int = 2, val: int = 2) -> None:
-    """``ADEChallengeData2016/{images,annotations}/{training,validation}``; label 0 is no class."""
+    """``ADEChallengeData2016/{images,annotations}/{training,validation}``; label 0 is ignored."""
     for seed, (split, count) in enumerate((('training', train), ('validation', val))):
         for index in range(count):
-            image, (left, top, wide, high) = picture(index, size, seed)
+            image, (left, top, wide, high) = draw_image(index, size, seed)
             labels = np.full(image.shape[:2], 3, np.uint8)
             labels[:2] = 0
             labels[top : top + high, left : left + wide] = ADE_LABELS[index % 2]
