@@ -61,22 +61,26 @@ def read_checkpoint(path: str | os.PathLike[str], entries: Sequence[str] = ENTRI
         content = CheckpointLoader.load_checkpoint(path, map_location='cpu')
     else:
         content = _read_local(path)
-    content = content if isinstance(content, Mapping) else {}
-    entry = next((name for name in entries if isinstance(content.get(name), Mapping)), None)
-    weights = content if entry is None else content[entry]
+    mapping = content if isinstance(content, Mapping) else {}
+    entry = next((name for name in entries if isinstance(mapping.get(name), Mapping)), None)
+    weights = mapping if entry is None else mapping[entry]
     if not weights or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
     ):
-        where = 'its entries are ' + some([str(name) for name in content], most=8)
+        found = f'its entries are {some([str(name) for name in mapping], most=8)}'
+        if not mapping:
+            found = (
+                'it holds nothing' if content is mapping else f'it holds a {type(content).__name__}'
+            )
         raise ValueError(
             f'{path} holds no weights: expected tensors by name, on their own or under '
-            f'{" or ".join(entries)}; {where if content else "it holds none of these"}'
+            f'{" or ".join(entries)}; {found}'
         )
     # mmengine's averaged model counts its updates beside the wrapped model.
     wrapped = {name: value for name, value in weights.items() if name != 'steps'}
     if wrapped and all(name.startswith('module.') for name in wrapped):
         weights = {name.removeprefix('module.'): value for name, value in wrapped.items()}
-    return Checkpoint(dict(weights), entry, content)
+    return Checkpoint(dict(weights), entry, mapping)
 
 
 def _read_local(path: str) -> Any:

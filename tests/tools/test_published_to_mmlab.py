@@ -1,10 +1,9 @@
-"""Files in the published layout through the converter: what fits, what is kept, every refusal."""
+"""The converter of published checkpoints: what fits, what is kept, every refusal."""
 
 import importlib.util
-import io
 import json
 import pickle
-import zipfile
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,15 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from torch import Tensor
+from published_models import (
+    PUBLISHED,
+    Published,
+    backbone,
+    dense,
+    mark,
+    retinanet,
+    tensors,
+)
 
 import dat_pp
 from dat_pp.engine import convert as converter
@@ -22,218 +29,13 @@ from dat_pp.engine.errors import run_main
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = {'imagenet': 'mmpretrain', 'coco': 'mmdet', 'ade20k': 'mmseg'}
-COCO = 80
-ADE20K = 150
 BUFFERS = ('relative_position_index', 'attn_mask')
-
-# The heads of the published dense models, as mmdet 2.26 and mmseg 0.29 name their weights.
-
-
-def conv(name: str, out: int, channels: int, kernel: int) -> dict:
-    return {f'{name}.weight': (out, channels, kernel, kernel), f'{name}.bias': (out,)}
-
-
-def linear(name: str, out: int, channels: int) -> dict:
-    return {f'{name}.weight': (out, channels), f'{name}.bias': (out,)}
-
-
-def conv_bn(name: str, out: int, channels: int, kernel: int) -> dict:
-    """A convolution without bias, and synchronised batch normalisation."""
-    shapes = {f'{name}.conv.weight': (out, channels, kernel, kernel)}
-    for part in ('weight', 'bias', 'running_mean', 'running_var'):
-        shapes[f'{name}.bn.{part}'] = (out,)
-    return shapes | {f'{name}.bn.num_batches_tracked': ()}
-
-
-def fpn(dims: list[int], extra: int = 0) -> dict:
-    """With ``extra`` levels: the first from the backbone's last output, then one from the other."""
-    shapes = {}
-    for i, channels in enumerate(dims):
-        shapes |= conv(f'neck.lateral_convs.{i}.conv', 256, channels, 1)
-        shapes |= conv(f'neck.fpn_convs.{i}.conv', 256, 256, 3)
-    for i in range(extra):
-        channels = 256 if i else dims[-1]
-        shapes |= conv(f'neck.fpn_convs.{len(dims) + i}.conv', 256, channels, 3)
-    return shapes
-
-
-def rpn_head() -> dict:
-    return {
-        **conv('rpn_head.rpn_conv', 256, 256, 3),
-        **conv('rpn_head.rpn_cls', 3, 256, 1),
-        **conv('rpn_head.rpn_reg', 3 * 4, 256, 1),
-    }
-
-
-def mask_head(name: str) -> dict:
-    shapes = {}
-    for i in range(4):
-        shapes |= conv(f'{name}.convs.{i}.conv', 256, 256, 3)
-    return {
-        **shapes,
-        **conv(f'{name}.upsample', 256, 256, 2),
-        **conv(f'{name}.conv_logits', COCO, 256, 1),
-    }
-
-
-def box_outputs(name: str) -> dict:
-    return linear(f'{name}.fc_cls', COCO + 1, 1024) | linear(f'{name}.fc_reg', 4 * COCO, 1024)
-
-
-def retinanet(dims: list[int]) -> dict:
-    shapes = fpn(dims[1:], extra=2)
-    for i in range(4):
-        shapes |= conv(f'bbox_head.cls_convs.{i}.conv', 256, 256, 3)
-        shapes |= conv(f'bbox_head.reg_convs.{i}.conv', 256, 256, 3)
-    return {
-        **shapes,
-        **conv('bbox_head.retina_cls', 9 * COCO, 256, 3),
-        **conv('bbox_head.retina_reg', 9 * 4, 256, 3),
-    }
-
-
-def mask_rcnn(dims: list[int]) -> dict:
-    return {
-        **fpn(dims, extra=1),
-        **rpn_head(),
-        **linear('roi_head.bbox_head.shared_fcs.0', 1024, 256 * 7 * 7),
-        **linear('roi_head.bbox_head.shared_fcs.1', 1024, 1024),
-        **box_outputs('roi_head.bbox_head'),
-        **mask_head('roi_head.mask_head'),
-    }
-
-
-def cascade_mask_rcnn(dims: list[int]) -> dict:
-    shapes = fpn(dims) | rpn_head()
-    for stage in range(3):
-        head = f'roi_head.bbox_head.{stage}'
-        for i in range(4):
-            shapes |= conv_bn(f'{head}.shared_convs.{i}', 256, 256, 3)
-        shapes |= linear(f'{head}.shared_fcs.0', 1024, 256 * 7 * 7) | box_outputs(head)
-        shapes |= mask_head(f'roi_head.mask_head.{stage}')
-    return shapes
-
-
-def semantic_fpn(dims: list[int]) -> dict:
-    shapes = fpn(dims) | conv('decode_head.conv_seg', ADE20K, 128, 1)
-    for level, convs in enumerate((1, 1, 2, 3)):
-        for i in range(convs):  # enlarging steps, which have no weights, are in between
-            name = f'decode_head.scale_heads.{level}.{2 * i}'
-            shapes |= conv_bn(name, 128, 128 if i else 256, 3)
-    return shapes
-
-
-def upernet(dims: list[int]) -> dict:
-    shapes = conv('decode_head.conv_seg', ADE20K, 512, 1)
-    for i in range(4):
-        shapes |= conv_bn(f'decode_head.psp_modules.{i}.1', 512, dims[3], 1)
-    for i in range(3):
-        shapes |= conv_bn(f'decode_head.lateral_convs.{i}', 512, dims[i], 1)
-        shapes |= conv_bn(f'decode_head.fpn_convs.{i}', 512, 512, 3)
-    return {
-        **shapes,
-        **conv_bn('decode_head.bottleneck', 512, dims[3] + 4 * 512, 3),
-        **conv_bn('decode_head.fpn_bottleneck', 512, 4 * 512, 3),
-        **conv('auxiliary_head.conv_seg', ADE20K, 256, 1),
-        **conv_bn('auxiliary_head.convs.0', 256, dims[2], 3),
-    }
-
-
-def tensors(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Each with a value of its own; a file holds one number of each."""
-    return {
-        name: torch.tensor(i) if not shape else torch.full((1,), 1.0 + i).expand(shape)
-        for i, (name, shape) in enumerate(shapes.items())
-    }
-
-
-def mark(value: Tensor) -> float:
-    """The value that ``tensors`` gave it."""
-    return value[(0,) * value.dim()].item()
-
-
-def backbone(name: str) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(entry['shape']) for key, entry in golden.published_keys(name).items()}
-
-
-def dense(heads: Callable[[list[int]], dict], size: str) -> dict[str, Tensor]:
-    """Weights of a published detector or segmentor."""
-    names = backbone(f'dense_pp_{size}')
-    dims = [names[f'norms.{i}.norm.weight'][0] for i in range(4)]
-    own = {
-        f'backbone.{key}': shape
-        for key, shape in names.items()
-        if heads is not retinanet or not key.startswith('norms.0.')
-    }
-    return tensors(own | heads(dims))
-
-
-@dataclass
-class Published:
-    """A published model: its config, its file, and what the report must say."""
-
-    config: str
-    make: Callable[[], dict]
-    kind: str
-    variant: str
-
-
-def classifier(keys: str, size: int, config: str, variant: str) -> Published:
-    def make() -> dict:
-        return dict(model=tensors(backbone(keys)), config=dict(DATA=dict(IMG_SIZE=size)), epoch=9)
-
-    return Published(f'imagenet/{config}_in1k', make, 'classification', variant)
-
-
-SIZES = {'t': 'tiny', 's': 'small', 'b': 'base'}
-
-
-def detector(heads: Callable, size: str, epochs: int, recipe: str) -> Published:
-    def make() -> dict:
-        meta = dict(epoch=epochs, iter=epochs * 1833, CLASSES=('person', 'bicycle'))
-        return dict(meta=meta, state_dict=dense(heads, SIZES[size]), optimizer=dict(state={}))
-
-    name = heads.__name__.replace('_', '-')
-    config = f'coco/{name}_dat-pp-{size}_fpn_{recipe}-{epochs // 12}x_coco'
-    title = {
-        'retinanet': 'RetinaNet',
-        'mask-rcnn': 'Mask R-CNN',
-        'cascade-mask-rcnn': 'Cascade Mask R-CNN',
-    }
-    return Published(config, make, title[name], f'dat-{size}++')
-
-
-def segmentor(heads: Callable, size: str, recipe: str) -> Published:
-    def make() -> dict:
-        meta = dict(iter=160000, CLASSES=('wall', 'building'), PALETTE=[[120, 120, 120], [6, 6, 6]])
-        return dict(meta=meta, state_dict=dense(heads, SIZES[size]))
-
-    title = {semantic_fpn: 'Semantic FPN', upernet: 'UperNet'}[heads]
-    config = f'ade20k/dat-pp-{SIZES[size]}_{recipe}_ade20k-512x512'
-    return Published(config, make, title, f'dat-{size}++')
-
-
-AMP = '32xb2-amp-ms-crop'
-PUBLISHED = [
-    classifier('imagenet_pp_tiny', 224, 'dat-pp-tiny_32xb128', 'dat-t++'),
-    classifier('imagenet_pp_small', 224, 'dat-pp-small_32xb128', 'dat-s++'),
-    classifier('imagenet_pp_base', 224, 'dat-pp-base_64xb64', 'dat-b++'),
-    classifier('imagenet_pp_base', 384, 'dat-pp-base_64xb24', 'dat-b++'),
-    classifier('imagenet_2022_tiny', 224, 'dat-tiny_32xb128', 'dat-t'),
-    classifier('imagenet_2022_small', 224, 'dat-small_32xb128', 'dat-s'),
-    classifier('imagenet_2022_base', 224, 'dat-base_32xb128', 'dat-b'),
-    classifier('imagenet_2022_base_384', 384, 'dat-base_64xb24', 'dat-b with window_size 12'),
-    *(detector(retinanet, size, n, AMP) for size in 'ts' for n in (12, 36)),
-    *(detector(mask_rcnn, size, n, AMP) for size in 'ts' for n in (12, 36)),
-    *(detector(cascade_mask_rcnn, 't', n, AMP) for n in (12, 36)),
-    detector(cascade_mask_rcnn, 's', 36, '32xb2-ms-crop'),
-    detector(cascade_mask_rcnn, 'b', 36, '64xb1-ms-crop'),
-    *(segmentor(semantic_fpn, size, 'fpn_8xb4-40k') for size in 'tsb'),
-    *(segmentor(upernet, size, 'upernet_8xb2-amp-160k') for size in 'ts'),
-    segmentor(upernet, 'b', 'upernet_8xb2-160k'),
+# The configs of a family are built for its first model; the others take as long together.
+FIRST = {model.family: model for model in reversed(PUBLISHED)}.values()
+ALL = [
+    pytest.param(model, marks=[] if model in FIRST else pytest.mark.slow, id=model.config)
+    for model in PUBLISHED
 ]
-for _model in PUBLISHED[3], PUBLISHED[7]:
-    _model.config += '-384px'
 
 
 @dataclass
@@ -302,7 +104,7 @@ def test_every_published_model_is_covered() -> None:
     assert len(PUBLISHED) == len({model.config for model in PUBLISHED}) == 8 + 12 + 6
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model.config)
+@pytest.mark.parametrize('model', ALL)
 def test_published_model(model: Published, src: Path, dst: Path, convert: Callable) -> None:
     config = ROOT / 'configs' / f'{model.config}.py'
     pytest.importorskip(LIBRARIES[config.parent.name])
@@ -311,7 +113,7 @@ def test_published_model(model: Published, src: Path, dst: Path, convert: Callab
     outcome = convert(src, dst)
     assert (outcome.code, outcome.errors) == (0, [])
     report = '\n'.join(outcome.report)
-    assert f'kind      {model.kind}\n' in report
+    assert f'model     {model.family}\n' in report
     assert f'variant   {model.variant}' in report
     relative = config.relative_to(ROOT)
     assert [line for line in outcome.report if line.startswith('config')] == [
@@ -334,7 +136,7 @@ def test_published_model(model: Published, src: Path, dst: Path, convert: Callab
     build(config).load_state_dict(written['state_dict'], assign=True)
 
 
-# What the file says beside the weights
+# Entries other than weights
 
 
 class CfgNode(dict):
@@ -367,7 +169,7 @@ def test_settings_that_are_objects(
 
 
 @pytest.mark.parametrize('size', [None, 512])
-def test_all_configs_that_fit_are_named(
+def test_all_fitting_configs_are_listed(
     size: int | None, src: Path, dst: Path, convert: Callable
 ) -> None:
     pytest.importorskip('mmpretrain')
@@ -375,7 +177,7 @@ def test_all_configs_that_fit_are_named(
     torch.save(dict(model=tensors(backbone('imagenet_pp_base')), config=config), src)
     outcome = convert(src, dst)
     assert outcome.code == 0, outcome.errors
-    assert '2 configs have these names: the result shows which one it is' in outcome.report
+    assert '2 configs fit: the accuracy tells which one it is' in outcome.report
     for config in ('64xb64_in1k', '64xb24_in1k-384px'):
         path = f'configs/imagenet/dat-pp-base_{config}.py'
         assert f'test      python tools/test.py {path} {dst}' in outcome.report
@@ -404,13 +206,13 @@ def test_other_entries_that_are_not_dicts(src: Path, dst: Path, convert: Callabl
     assert 'left out  config, optimizer' in outcome.report
 
 
-def test_classes_that_are_no_names(src: Path, dst: Path, convert: Callable) -> None:
+def test_classes_that_are_not_names(src: Path, dst: Path, convert: Callable) -> None:
     pytest.importorskip('mmpretrain')
     save_tiny(src, meta=dict(CLASSES=3))
     assert_refused(convert(src, dst), dst, f'SRC: {src}: CLASSES and PALETTE in its meta: ')
 
 
-def test_prefix_of_a_parallel_model(src: Path, dst: Path, convert: Callable) -> None:
+def test_weights_of_a_parallel_model(src: Path, dst: Path, convert: Callable) -> None:
     pytest.importorskip('mmpretrain')
     weights = tensors(backbone('imagenet_pp_tiny'))
     torch.save(dict(model={f'module.{name}': value for name, value in weights.items()}), src)
@@ -438,10 +240,27 @@ def test_expected_result(tmp_path: Path) -> None:
     assert converter.expected_result(config) == 'box AP 50.5, mask AP 45.1'
 
 
-# A config of one's own
+def test_configs_of_an_installed_package(
+    src: Path, dst: Path, tmp_path: Path, convert: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those of a repository around it."""
+    pytest.importorskip('mmpretrain')
+    package = tmp_path / 'site-packages' / 'dat_pp'
+    shutil.copytree(ROOT / 'configs', package / '.mim' / 'configs')
+    shutil.copy(ROOT / 'model-index.yml', package / '.mim')
+    monkeypatch.setattr('dat_pp.catalog.PACKAGE', package)
+    save_tiny(src)
+    outcome = convert(src, dst)
+    assert outcome.code == 0, outcome.errors
+    (config,) = [line.split()[1] for line in outcome.report if line.startswith('config')]
+    installed = package / '.mim' / 'configs' / 'imagenet' / 'dat-pp-tiny_32xb128_in1k.py'
+    assert (ROOT / config).samefile(installed)
 
 
-def own_config(path: Path, arch: object, channels: int, classes: int) -> Path:
+# Custom configs
+
+
+def custom_config(path: Path, arch: object, channels: int, classes: int) -> Path:
     path.write_text(
         "default_scope = 'mmpretrain'\n"
         "model = dict(type='ImageClassifier',\n"
@@ -457,7 +276,7 @@ def test_golden_output(src: Path, dst: Path, tmp_path: Path, convert: Callable) 
     pytest.importorskip('mmpretrain')
     case = 'pp_micro'
     arguments = golden.CASES[case]['arguments']
-    config = own_config(tmp_path / 'micro.py', golden.arch_of(case), arguments['dims'][-1], 10)
+    config = custom_config(tmp_path / 'micro.py', golden.arch_of(case), arguments['dims'][-1], 10)
     init_default_scope('mmpretrain')
     model = MODELS.build(Config.fromfile(config).model).double().eval()
     state, _ = golden.published_state(case, model)
@@ -486,7 +305,7 @@ def test_other_number_of_classes(src: Path, dst: Path, tmp_path: Path, convert: 
         'head.fc.weight is (7, 512) instead of (1000, 512)',
         '--config',
     )
-    config = own_config(tmp_path / 'seven.py', 'dat-t++', 512, 7)
+    config = custom_config(tmp_path / 'seven.py', 'dat-t++', 512, 7)
     assert convert(src, dst, '--config', config).code == 0
 
 
@@ -511,7 +330,7 @@ def test_missing_library(
     src: Path, dst: Path, tmp_path: Path, convert: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_tiny(src)
-    config = own_config(tmp_path / 'own.py', 'dat-t++', 512, 1000)
+    config = custom_config(tmp_path / 'own.py', 'dat-t++', 512, 1000)
     found = importlib.util.find_spec
     monkeypatch.setattr(
         'importlib.util.find_spec',
@@ -548,7 +367,7 @@ def test_existing_target(src: Path, tmp_path: Path, convert: Callable) -> None:
     assert existing.read_text() == 'precious'
 
 
-def test_target_that_appears_meanwhile(
+def test_target_created_meanwhile(
     src: Path, tmp_path: Path, convert: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip('mmpretrain')
@@ -577,40 +396,14 @@ def test_interrupted_writing(
     assert list(dst.parent.iterdir()) == []
 
 
-def test_file_that_is_not_there(src: Path, dst: Path, tmp_path: Path, convert: Callable) -> None:
+def test_missing_file(src: Path, dst: Path, tmp_path: Path, convert: Callable) -> None:
     assert_refused(convert(src, dst), dst, f'SRC: no such file: {src}')
     assert_refused(convert(tmp_path, dst), dst, f'SRC: {tmp_path} is a folder')
 
 
-def truncated(path: Path) -> None:
-    save_tiny(path)
-    path.write_bytes(path.read_bytes()[:-100_000])
-
-
-def other_zip(path: Path) -> None:
-    with zipfile.ZipFile(path, 'w') as file:
-        file.writestr('a', 'b')
-
-
-@pytest.mark.parametrize(
-    'make',
-    [
-        truncated,
-        other_zip,
-        lambda path: path.write_bytes(b''),
-        lambda path: path.write_text('<html>quota exceeded</html>'),
-        lambda path: path.write_bytes(pickle.dumps([1, 2])[:-1]),
-        lambda path: torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), path),
-    ],
-    ids=['truncated', 'other zip', 'empty', 'web page', 'half a pickle', 'TorchScript'],
-)
-def test_damaged_file(
-    make: Callable, src: Path, dst: Path, convert: Callable, recwarn: pytest.WarningsRecorder
-) -> None:
-    make(src)
-    recwarn.clear()
-    assert_refused(convert(src, dst), dst, f'SRC: cannot read {src}', 'not a PyTorch checkpoint')
-    assert not recwarn.list
+def test_damaged_file(src: Path, dst: Path, convert: Callable) -> None:
+    src.write_text('<html>quota exceeded</html>')
+    assert_refused(convert(src, dst), dst, f'SRC: cannot read {src}: it is damaged')
 
 
 @pytest.mark.parametrize(
@@ -638,7 +431,7 @@ def test_damaged_file(
             dict(model=tensors({'patch_proj.0.weight': (64, 3, 4, 4)})),
             'not a complete published DAT checkpoint: missing patch_proj.0.bias',
         ),
-        (dict(model=tensors(backbone('dense_pp_tiny'))), 'not the head of a classification, '),
+        (dict(model=tensors(backbone('dense_pp_tiny'))), 'not the head of a classifier, '),
     ],
 )
 def test_not_a_published_model(
@@ -656,62 +449,21 @@ def test_converted_file_again(src: Path, dst: Path, tmp_path: Path, convert: Cal
     assert_refused(again, dst, 'has the names of dat_pp already')
 
 
-# Files that would run something
-
-
 CALLS = []
 
 
-def called(*args: object) -> dict:
-    CALLS.append(args)
-    return {}
-
-
-class Runs:
+class Call:
     """Calls a function when it is unpickled."""
 
-    def __init__(self, function: Callable, *args: object) -> None:
-        self.call = function, args
-
     def __reduce__(self) -> tuple:
-        return self.call
+        return CALLS.append, ('called',)
 
 
 def test_functions_in_a_file_are_not_called(src: Path, dst: Path, convert: Callable) -> None:
     pytest.importorskip('mmpretrain')
-    save_tiny(src, config=Runs(called, 'config'), other=[Runs(exec, 'raise SystemExit(5)')])
-    torch.load(io.BytesIO(pickled_call()), weights_only=False)
-    assert CALLS.pop() == ('really',)  # it would be called
+    save_tiny(src, config=Call(), other=[Call()])
     outcome = convert(src, dst)
     assert outcome.code == 0, outcome.errors
     assert CALLS == []
     assert 'left out  config, other' in outcome.report
     torch.load(dst, weights_only=True)
-
-
-def pickled_call() -> bytes:
-    buffer = io.BytesIO()
-    torch.save(Runs(called, 'really'), buffer)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize('zipped', [True, False])
-def test_shell_commands_are_refused(
-    zipped: bool, src: Path, dst: Path, tmp_path: Path, convert: Callable
-) -> None:
-    import os
-
-    touched = tmp_path / 'touched'
-    content = dict(
-        model=tensors(backbone('imagenet_pp_tiny')), config=Runs(os.system, f'touch {touched}')
-    )
-    torch.save(content, src, _use_new_zipfile_serialization=zipped)
-    outcome = convert(src, dst)
-    assert not touched.exists()
-    assert_refused(outcome, dst, f'SRC: cannot read {src}', 'unsafe' if zipped else 'damaged')
-
-
-def test_weights_that_are_a_call(src: Path, dst: Path, convert: Callable) -> None:
-    torch.save(dict(model=Runs(called, 1)), src)
-    assert_refused(convert(src, dst), dst, 'holds no weights')
-    assert CALLS == []

@@ -1,14 +1,14 @@
-"""Convert a published DAT or DAT++ checkpoint to a file that a config here loads, name for name.
+"""Convert a published DAT or DAT++ checkpoint to a file that a config of this package loads.
 
     python tools/model_converters/published_to_mmlab.py SRC DST [--config CONFIG]
 
 SRC is a classification file (weights under ``model``), or a detection or segmentation file of
-mmdet 2.x or mmseg 0.x (under ``state_dict``). Weights of heads are kept. The config is the one in
-configs/ whose model has exactly the file's names and shapes; a model of your own, for example with
-another number of classes, needs its own config: ``--config``. Where several fit, the file is the
-same for all, and all are printed.
+mmdet 2.x or mmseg 0.x (under ``state_dict``). Weights of heads are kept. The config is found among
+those of the package: its model has exactly the names and shapes of the file. A model of your own,
+for example with another number of classes, needs its own config: ``--config``. Where several
+configs fit, DST is the same for all of them, and all are printed.
 
-Only tensors and plain data are read: classes and functions that SRC names are never called.
+Reading SRC runs no code: classes and functions that it names are never called.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from .. import __version__
+from ..catalog import root
 from ..weights import (
     Checkpoint,
     compare,
@@ -40,30 +41,29 @@ from .config import read_config
 from .errors import UserError, user_errors
 from .preflight import check_model
 
-ROOT = Path(__file__).resolve().parents[3]
-
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of model, how it is recognised, and which configs are of it."""
+class Family:
+    """Models with the same head."""
 
     title: str
-    sign: str  # how a weight is called that no kind before this one has
+    prefix: str
+    """Prefix of a weight that no family before this one has."""
     configs: str
 
 
-KINDS = (
-    Kind('classification', 'head.fc.', 'imagenet/*.py'),
-    Kind('RetinaNet', 'bbox_head.retina_cls.', 'coco/retinanet_*.py'),
-    Kind('Cascade Mask R-CNN', 'roi_head.mask_head.0.', 'coco/cascade-mask-rcnn_*.py'),
-    Kind('Mask R-CNN', 'roi_head.mask_head.', 'coco/mask-rcnn_*.py'),
-    Kind('Semantic FPN', 'decode_head.scale_heads.', 'ade20k/*_fpn_*.py'),
-    Kind('UperNet', 'decode_head.psp_modules.', 'ade20k/*_upernet_*.py'),
+FAMILIES = (
+    Family('classifier', 'head.fc.', 'imagenet/*.py'),
+    Family('RetinaNet', 'bbox_head.retina_cls.', 'coco/retinanet_*.py'),
+    Family('Cascade Mask R-CNN', 'roi_head.mask_head.0.', 'coco/cascade-mask-rcnn_*.py'),
+    Family('Mask R-CNN', 'roi_head.mask_head.', 'coco/mask-rcnn_*.py'),
+    Family('Semantic FPN', 'decode_head.scale_heads.', 'ade20k/*_fpn_*.py'),
+    Family('UperNet', 'decode_head.psp_modules.', 'ade20k/*_upernet_*.py'),
 )
 
 
 def read_published(path: Path) -> tuple[Checkpoint, list[str]]:
-    """A published file, and the names of what it holds beside weights and ``meta``."""
+    """Read a published file; also return the names of its entries other than weights and meta."""
     with user_errors('SRC'):
         source = read_checkpoint(path)
     if not is_published(source.weights):
@@ -77,9 +77,9 @@ def read_published(path: Path) -> tuple[Checkpoint, list[str]]:
     return source, others if source.entry else []
 
 
-def kind_of(weights: Mapping[str, Tensor]) -> Kind | None:
-    """What the heads belong to; the weights under our names."""
-    return next((k for k in KINDS if any(name.startswith(k.sign) for name in weights)), None)
+def family_of(weights: Mapping[str, Tensor]) -> Family | None:
+    """The family that the head belongs to; ``weights`` have our names."""
+    return next((f for f in FAMILIES if any(name.startswith(f.prefix) for name in weights)), None)
 
 
 @cache
@@ -89,43 +89,47 @@ def config_of(path: Path) -> Config:
 
 @cache
 def build(path: Path) -> nn.Module:
-    """A config's model, without values."""
+    """The model of a config, on the meta device."""
     cfg = config_of(path)
     with user_errors(f'config {osp.relpath(path)}'), torch.device('meta'):
         return check_model(cfg, pretrained=False)
 
 
-def candidates(kind: Kind) -> list[Path]:
-    """The configs of a kind."""
-    found = sorted((ROOT / 'configs').glob(kind.configs))
+def configs_of(family: Family) -> list[Path]:
+    found = sorted(installed('configs').glob(family.configs))
     if not found:
-        raise UserError(f'no config of a {kind.title}, configs/{kind.configs}: give --config')
+        raise UserError(f'no config of a {family.title}, configs/{family.configs}: give --config')
     return found
+
+
+def installed(name: str) -> Path:
+    """Path of a file or folder that comes with the package; no link, in an editable install."""
+    return (root() / name).resolve()
 
 
 def fitting_configs(src: Path, weights: Mapping[str, Tensor], forced: Path | None) -> list[Path]:
     """The configs whose models have exactly these names and shapes; at least one."""
-    kind = kind_of(weights)
-    if forced is None and kind is None:
+    family = family_of(weights)
+    if forced is None and family is None:
         raise UserError(
             f'SRC: {src} has a DAT backbone, but not the head of a '
-            + ', '.join(kind.title for kind in KINDS)
+            + ', '.join(family.title for family in FAMILIES)
             + '; give the config with --config, or, for the backbone alone, use the file as it is: '
             "init_cfg=dict(type='Pretrained', checkpoint=...)"
         )
-    paths = candidates(kind) if forced is None else [forced]
+    paths = configs_of(family) if forced is None else [forced]
     problems = {path: compare(build(path), weights) for path in paths}
     fitting = [path for path in paths if not problems[path]]
     if fitting:
         return fitting
     closest = min(paths, key=lambda path: len(problems[path]))
-    what = 'does not fit' if forced else f'is a {kind.title} that fits no config; the closest is'
+    what = 'does not fit' if forced else f'is a {family.title} that fits no config; the closest is'
     hint = '' if forced else '. If it is a model of your own, give its config with --config'
     raise UserError(f'SRC: {src} {what} {osp.relpath(closest)}: {problems[closest]}{hint}')
 
 
 def trained_like(cfg: Config, content: Mapping[str, Any]) -> bool:
-    """Whether nothing that a file says about its training speaks against a config."""
+    """Whether a config agrees with everything that the file tells about its training."""
     meta = _entry(content, 'meta')
     data = _entry(_entry(content, 'config'), 'DATA')
     schedule = cfg.get('train_cfg') or {}
@@ -138,13 +142,13 @@ def trained_like(cfg: Config, content: Mapping[str, Any]) -> bool:
 
 
 def _entry(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """What a dict has under a key, if that is a dict as well."""
+    """An entry that is a dict; else an empty one."""
     value = content.get(key)
     return value if isinstance(value, dict) else {}
 
 
 def _test_size(cfg: Config) -> int | None:
-    """Side of the images that a classifier is tested on."""
+    """Side of the images in the last resizing or cropping step of the test pipeline."""
     loader = cfg.get('test_dataloader') or {}
     sizes = [
         step.get('crop_size', step.get('scale'))
@@ -156,7 +160,7 @@ def _test_size(cfg: Config) -> int | None:
 
 
 def expected_result(path: Path) -> str:
-    """What the metafile beside a config says that its model reaches."""
+    """The published metrics of a config's model, from the metafile beside it."""
     metafile = path.parent / 'metafile.yml'
     if not metafile.is_file():
         return 'not stated'
@@ -181,7 +185,7 @@ def variant_of(cfg: Config) -> str:
 
 
 def meta_of(src: Path, content: Mapping[str, Any]) -> dict:
-    """Where the weights came from, and what their classes are, as mmdet 3 and mmseg 1 read it."""
+    """Source of the weights, and their classes in the form that mmdet 3 and mmseg 1 read."""
     digest = hashlib.sha256()
     with src.open('rb') as file:
         while block := file.read(2**20):
@@ -203,7 +207,7 @@ def check_target(path: Path) -> None:
 
 
 def write_file(content: dict, path: Path) -> None:
-    """Save under a temporary name first: what is seen under ``path`` is complete."""
+    """Write atomically: save under a temporary name, then rename."""
     partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
     with user_errors(f'DST: cannot write {path}'):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,15 +220,15 @@ def write_file(content: dict, path: Path) -> None:
 
 
 def report(paths: list[Path], left_out: list[str], weights: dict[str, Tensor], dst: Path) -> None:
-    model, cfg, kind = build(paths[0]), config_of(paths[0]), kind_of(weights)
+    model, cfg, family = build(paths[0]), config_of(paths[0]), family_of(weights)
     count = sum(parameter.numel() for parameter in model.parameters())
-    tool = osp.relpath(ROOT / 'tools' / 'test.py')
-    print(f'kind      {kind.title if kind else cfg.model.type}')
+    tool = osp.relpath(installed('tools/test.py'))
+    print(f'model     {family.title if family else cfg.model.type}')
     print(f'variant   {variant_of(cfg)}')
     print(f'weights   {len(weights)} tensors, {count / 1e6:.2f} M parameters')
     print(f'left out  {", ".join(left_out) or "nothing"}')
     if len(paths) > 1:
-        print(f'{len(paths)} configs have these names: the result shows which one it is')
+        print(f'{len(paths)} configs fit: the accuracy tells which one it is')
     for path in paths:
         command = shlex.join(['python', tool, osp.relpath(path), str(dst)])
         print(f'config    {osp.relpath(path)}')
@@ -240,7 +244,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('src', type=Path, metavar='SRC', help='published checkpoint')
     parser.add_argument('dst', type=Path, metavar='DST', help='file to write; must not exist')
-    parser.add_argument('--config', type=Path, help='the config that the weights must fit')
+    parser.add_argument('--config', type=Path, help='config of the model that the weights must fit')
     return parser.parse_args(argv)
 
 
