@@ -1,15 +1,17 @@
 """DAT and DAT++ backbones for mmpretrain, mmdet and mmsegmentation.
 
 Importing this package registers the backbone ``DAT`` in mmengine's root registry, which the
-registries of all three libraries fall back to, and beside it the published learning rate schedule
-and layer-wise learning rate decay.
+registries of all three libraries fall back to, and beside it the published learning rate schedule,
+layer-wise learning rate decay, and mixed precision on CPUs.
 """
 
 from .catalog import config
+from .compat import flops as _flops  # noqa: F401  makes mmengine's FLOP counter see our operators
 from .compat import mmpretrain as _mmpretrain  # noqa: F401  registers our models there by name
 from .compat.mmengine import upstream
 from .engine import float32 as _float32  # noqa: F401  registers Float32Head, Float32RoIExtractor
 from .engine.layer_decay import BackboneLayerDecayConstructor
+from .engine.optim import CPUAmpOptimWrapper
 from .engine.schedulers import LateCosineAnnealingLR
 from .models import DAT
 from .ops import deformable_attention, neighborhood_attention
@@ -19,6 +21,7 @@ __version__ = '0.1.0'
 __all__ = [
     'DAT',
     'BackboneLayerDecayConstructor',
+    'CPUAmpOptimWrapper',
     'LateCosineAnnealingLR',
     'config',
     'convert_published',
