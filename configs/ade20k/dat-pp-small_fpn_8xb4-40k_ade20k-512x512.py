@@ -1,6 +1,6 @@
 _base_ = ['../_base_/backbone/dat-pp-small.py', '../_base_/ade20k/fpn_40k.py']
 
 model = dict(
-    backbone=dict(arch=_base_.arch, drop_path_rate=0.4, init_cfg=_base_.backbone_init),
-    neck=dict(in_channels=_base_.embed_dims),
+    backbone=dict(arch=_base_.dat.arch, drop_path_rate=0.4, init_cfg=_base_.dat.init_cfg),
+    neck=dict(in_channels=_base_.dat.embed_dims),
 )

@@ -5,7 +5,7 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(arch=_base_.arch, drop_path_rate=0.1, init_cfg=_base_.backbone_init),
-    neck=dict(in_channels=_base_.embed_dims),
+    backbone=dict(arch=_base_.dat.arch, drop_path_rate=0.1, init_cfg=_base_.dat.init_cfg),
+    neck=dict(in_channels=_base_.dat.embed_dims),
 )
 optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic')

@@ -1,8 +1,8 @@
 _base_ = ['../_base_/backbone/dat-base.py', '../_base_/imagenet/224px_300e.py']
 
 model = dict(
-    backbone=dict(arch=_base_.arch, drop_path_rate=0.5),
-    head=dict(in_channels=_base_.embed_dims[-1]),
+    backbone=dict(arch=_base_.dat.arch, drop_path_rate=0.5),
+    head=dict(in_channels=_base_.dat.embed_dims[-1]),
 )
 
 optim_wrapper = dict(optimizer=dict(lr=4e-4 * 4096 / 512), clip_grad=dict(max_norm=1.0))

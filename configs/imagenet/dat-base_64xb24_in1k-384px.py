@@ -2,11 +2,11 @@ _base_ = ['../_base_/backbone/dat-base.py', '../_base_/imagenet/384px_30e.py']
 
 model = dict(
     backbone=dict(
-        arch=dict(base=_base_.arch, window_size=12, native_resolution=384), drop_path_rate=0.5
+        arch=dict(base=_base_.dat.arch, window_size=12, native_resolution=384), drop_path_rate=0.5
     ),
-    head=dict(in_channels=_base_.embed_dims[-1]),
+    head=dict(in_channels=_base_.dat.embed_dims[-1]),
 )
-load_from = _base_.backbone_init.checkpoint
+load_from = _base_.dat.init_cfg.checkpoint
 
 test_pipeline = [
     dict(type='LoadImageFromFile'),

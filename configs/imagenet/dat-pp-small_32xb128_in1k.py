@@ -1,6 +1,6 @@
 _base_ = ['../_base_/backbone/dat-pp-small.py', '../_base_/imagenet/224px_300e.py']
 
 model = dict(
-    backbone=dict(arch=_base_.arch, drop_path_rate=0.4),
-    head=dict(in_channels=_base_.embed_dims[-1]),
+    backbone=dict(arch=_base_.dat.arch, drop_path_rate=0.4),
+    head=dict(in_channels=_base_.dat.embed_dims[-1]),
 )

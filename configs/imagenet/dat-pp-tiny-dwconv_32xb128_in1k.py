@@ -2,5 +2,7 @@
 _base_ = './dat-pp-tiny_32xb128_in1k.py'
 
 model = dict(
-    backbone=dict(arch=dict(_delete_=True, base=_base_.arch, mixers=['XD', 'XDXD', 'XD' * 9, 'DD']))
+    backbone=dict(
+        arch=dict(_delete_=True, base=_base_.dat.arch, mixers=['XD', 'XDXD', 'XD' * 9, 'DD'])
+    )
 )

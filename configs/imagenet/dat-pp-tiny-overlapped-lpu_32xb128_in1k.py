@@ -1,4 +1,4 @@
 # Ablation of DAT-T++: plain, with overlapped embedding and LPU; with ConvFFN too it is DAT-T++.
 _base_ = './dat-pp-tiny_32xb128_in1k.py'
 
-model = dict(backbone=dict(arch=dict(_delete_=True, base=_base_.arch, conv_ffn=False)))
+model = dict(backbone=dict(arch=dict(_delete_=True, base=_base_.dat.arch, conv_ffn=False)))

@@ -3,6 +3,6 @@ _base_ = './dat-pp-tiny_32xb128_in1k.py'
 
 model = dict(
     backbone=dict(
-        arch=dict(_delete_=True, base=_base_.arch, overlapped=False, lpu=False, conv_ffn=False)
+        arch=dict(_delete_=True, base=_base_.dat.arch, overlapped=False, lpu=False, conv_ffn=False)
     )
 )

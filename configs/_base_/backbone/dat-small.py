@@ -1,4 +1,6 @@
-# DAT-S of 2022: what recipes and detectors need to know of it.
-arch = 'dat-s'
-embed_dims = [96, 192, 384, 768]  # channels of the four feature maps, at strides 4, 8, 16 and 32
-backbone_init = dict(type='Pretrained', checkpoint='checkpoints/dat-small_in1k.pth')
+# DAT-S of 2022: architecture, channels of the four feature maps, and where its weights are expected.
+dat = dict(
+    arch='dat-s',
+    embed_dims=[96, 192, 384, 768],
+    init_cfg=dict(type='Pretrained', checkpoint='checkpoints/dat-small_in1k.pth'),
+)
