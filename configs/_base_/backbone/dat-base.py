@@ -1,4 +1,4 @@
-# DAT-B of 2022: architecture, channels of the four feature maps, and where its weights are expected.
+# DAT-B of 2022: architecture, channels of the four feature maps, where its weights are.
 dat = dict(
     arch='dat-b',
     embed_dims=[128, 256, 512, 1024],

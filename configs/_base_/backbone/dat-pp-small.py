@@ -1,4 +1,4 @@
-# DAT-S++: architecture, channels of the four feature maps, and where its weights are expected.
+# DAT-S++: architecture, channels of the four feature maps, where its weights are.
 dat = dict(
     arch='dat-s++',
     embed_dims=[96, 192, 384, 768],

@@ -1,4 +1,4 @@
-# DAT-T++: architecture, channels of the four feature maps, and where its weights are expected.
+# DAT-T++: architecture, channels of the four feature maps, where its weights are.
 dat = dict(
     arch='dat-t++',
     embed_dims=[64, 128, 256, 512],

@@ -1,4 +1,4 @@
-# DAT-T of 2022: architecture, channels of the four feature maps, and where its weights are expected.
+# DAT-T of 2022: architecture, channels of the four feature maps, where its weights are.
 dat = dict(
     arch='dat-t',
     embed_dims=[96, 192, 384, 768],
