@@ -336,7 +336,8 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
 
     The file may hold a classifier, a detector, a segmentor or a backbone alone, under our names or
     the published ones. Output norms are loaded only where the file's model has the same outputs:
-    the backbone of a dense task does not take over the norm of a classifier. Position bias tables
+    the backbone of a dense task does not take over the norm of a classifier. The same holds for the
+    mask token of ``SimMIMDAT``, which other backbones do not have. Position bias tables
     of another native resolution or window size are resized bicubically. Stages that this backbone
     does not have are ignored.
 
@@ -362,12 +363,15 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
     weights = {name[len(prefix) :]: v for name, v in weights.items() if name.startswith(prefix)}
 
     own = backbone.state_dict()
-    own_norms, norms = _output_norms(own), _output_norms(weights)
-    fresh = own_norms if norms != own_norms else set()
+    fresh, unused = set(), set()
+    for pattern in (r'norm\d\.', 'mask_token'):
+        ours, theirs = ({n for n in names if re.match(pattern, n)} for names in (own, weights))
+        if ours != theirs:
+            fresh |= ours
+            unused |= theirs
     for name in list(weights):
         stage = re.match(r'(stages|downsamples)\.(\d+)\.', name)
-        unused_stage = stage and int(stage[2]) >= len(getattr(backbone, stage[1]))
-        if unused_stage or (fresh and name in norms):
+        if name in unused or (stage and int(stage[2]) >= len(getattr(backbone, stage[1]))):
             ignored.append(prefix + name)
             del weights[name]
 
@@ -393,7 +397,3 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
     if ignored:
         lines.append(f'not used from the checkpoint: {some(sorted(ignored), most=8)}')
     print_log('\n  '.join(lines), logger='current')
-
-
-def _output_norms(names: Iterable[str]) -> set[str]:
-    return {name for name in names if re.match(r'norm\d\.', name)}

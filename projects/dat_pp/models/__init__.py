@@ -1,3 +1,4 @@
 from .dat import DAT
+from .simmim import SimMIMDAT
 
-__all__ = ['DAT']
+__all__ = ['DAT', 'SimMIMDAT']

@@ -99,15 +99,22 @@ class DAT(BaseModule):
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        # Channels-last memory from here on: every layer keeps that of its input.
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        return self.forward_stages(self.embed(x))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Embed images (B, in_channels, H, W) in patches, at stride 4."""
+        # Channels-last memory format from here on: every layer keeps that of its input.
+        return self.stem(x.contiguous(memory_format=torch.channels_last))
+
+    def forward_stages(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Outputs of the stages for embedded images."""
         outs = []
         for i, stage in enumerate(self.stages):
             if i > 0:
                 x = self.downsamples[i - 1](x)
             x = stage(x)
             if i in self.out_indices:
-                # Some operators, mmcv's RoIAlign on a CPU for one, read any memory as NCHW.
+                # Some operators, such as mmcv's RoIAlign on CPUs, read any memory as NCHW.
                 outs.append(getattr(self, f'norm{i}')(x).contiguous())
         return tuple(outs)
 
@@ -146,22 +153,23 @@ class DAT(BaseModule):
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter, for layer-wise learning rate decay.
 
-        The stem is layer 0, each block the next one, a downsampling belongs to the block after it,
-        and the output norms share the last layer with whatever follows the backbone.
+        The stem (with a mask token) is layer 0, and each block is the next layer. A downsampling
+        belongs to the block after it; output norms share the last layer with what follows the
+        backbone.
 
         Args:
-            param_name: Name of the parameter, beginning with ``prefix``.
-            prefix: What the name has before the backbone's own name, e.g. ``'backbone.'``.
+            param_name: Name of the parameter; one without ``prefix`` is not the backbone's.
+            prefix: Prefix of the backbone's parameters, e.g. ``'backbone.'``.
 
         Returns:
-            The layer, and the number of layers (blocks + 2).
+            The layer and the number of layers, which is the number of blocks + 2.
         """
         depths = [len(word) for word in self.arch.mixers]
         num_layers = sum(depths) + 2
         if not param_name.startswith(prefix):
             return num_layers - 1, num_layers
         part, *indices = param_name[len(prefix) :].split('.')
-        if part == 'stem':
+        if part in ('stem', 'mask_token'):
             return 0, num_layers
         if part == 'stages':
             stage, block = int(indices[0]), int(indices[1])
@@ -188,7 +196,7 @@ def _named(**modules: nn.Module) -> nn.Sequential:
 
 
 def _stem(in_channels: int, channels: int, overlapped: bool) -> nn.Sequential:
-    """Image to patch embedding at stride 4."""
+    """Patch embedding at stride 4."""
     if not overlapped:
         return _named(conv1=PatchConv(in_channels, channels, 4, 4), norm1=LayerNorm2d(channels))
     return _named(
@@ -201,7 +209,7 @@ def _stem(in_channels: int, channels: int, overlapped: bool) -> nn.Sequential:
 
 
 def _downsample(in_channels: int, channels: int, overlapped: bool) -> nn.Sequential:
-    """Halves the map between two stages."""
+    """Halve the feature map between two stages."""
     if overlapped:
         conv = nn.Conv2d(in_channels, channels, 3, 2, 1, bias=False)
     else:

@@ -1,7 +1,7 @@
-"""Small layers that the stem, the blocks and the attention modules share.
+"""Layers that the stem, the blocks and the token mixers share.
 
-Maps are (B, C, H, W) tensors in channels-last memory, so that the view (B, H, W, C) is contiguous.
-Layers that treat every position alike work on that view; other memory is right too, only slower.
+Feature maps are (B, C, H, W) tensors in channels-last memory format, so their view (B, H, W, C) is
+contiguous. Pointwise layers work on that view; other memory formats give the same result, slower.
 """
 
 import torch
@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channels of a (B, C, H, W) map."""
+    """LayerNorm over the channels of a (B, C, H, W) feature map."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class GELU2d(nn.GELU):
-    """GELU of a (B, C, H, W) map; PyTorch's fast code on CPUs takes contiguous tensors only."""
+    """GELU of a (B, C, H, W) feature map; the fast CPU kernel takes contiguous tensors only."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class PointwiseConv(nn.Conv2d):
-    """1x1 convolution of a (B, C, H, W) map, as a matrix product."""
+    """1x1 convolution of a (B, C, H, W) feature map, as a matrix product."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 1)
@@ -35,7 +35,7 @@ class PointwiseConv(nn.Conv2d):
 
 
 class LayerScale(nn.Module):
-    """Learned factor per channel of a (B, C, H, W) map."""
+    """Learned scale per channel of a (B, C, H, W) feature map (CaiT, arXiv 2103.17239)."""
 
     def __init__(self, channels: int, init_value: float) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, a sample's branch is dropped with probability ``rate``."""
+    """Stochastic depth: in training, drop the whole input of a sample with probability ``rate``."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -63,14 +63,14 @@ class DropPath(nn.Module):
 
 
 class PatchConv(nn.Conv2d):
-    """Convolution without padding whose input is padded where it is smaller than the kernel."""
+    """Convolution without padding, except for inputs smaller than the kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(pad_bottom_right(x, *self.kernel_size))
 
 
 def pad_bottom_right(x: Tensor, height: int, width: int) -> Tensor:
-    """Zero-pad a (B, C, H, W) map at the bottom and right to at least ``height`` x ``width``."""
+    """Zero-pad a feature map at the bottom and right to at least ``height`` x ``width``."""
     missing = max(0, height - x.shape[2]), max(0, width - x.shape[3])
     return F.pad(x, (0, missing[1], 0, missing[0])) if any(missing) else x
 
@@ -86,6 +86,6 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def resize_table(table: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bicubic resize of bias tables (h, rows, columns) to ``size``, as in the published code."""
+    """Resize bias tables (heads, rows, columns) bicubically to ``size``, as the published code."""
     dtype = torch.promote_types(table.dtype, torch.float32)
     return F.interpolate(table[None].to(dtype), size=size, mode='bicubic')[0].to(table.dtype)

@@ -1,8 +1,9 @@
-"""Token mixers, (B, C, H, W) -> (B, C, H, W), and the table of their letters in ``arch['mixers']``.
+"""Token mixers, (B, C, H, W) -> (B, C, H, W), and the table of their letters in ``arch.mixers``.
 
-A mixer is a file here and a row of :data:`MIXERS`. Its class takes ``channels``, dropout rates
-``attn_drop`` and ``drop``, and whatever else its static method ``settings`` returns; that method
-maps an ``arch`` and a stage to constructor arguments and raises ValueError where they do not fit.
+A mixer is a file in this folder and a row of :data:`MIXERS`. It owns its parameters and calls one
+function of :mod:`dat_pp.ops`. Its constructor takes the dropout rates ``attn_drop`` and ``drop``
+and what its static method ``settings`` takes from an ``arch`` for a stage; ``settings`` raises
+ValueError if the values do not fit.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class Mixer(NamedTuple):
-    """A row of the table."""
+    """A row of :data:`MIXERS`."""
 
     module: type[nn.Module]
     description: str
     residual: bool = True
-    """Whether mixer and FFN have a norm and a residual each, or one of both together (ConvNeXt)."""
+    """Whether mixer and FFN have a norm and a residual each; else they share one (ConvNeXt)."""
 
 
 MIXERS = {
@@ -40,7 +41,7 @@ MIXERS = {
 
 
 def check_mixers(arch: 'Arch', stage: int) -> None:
-    """Raise ValueError unless every letter of a stage is known and its settings fit."""
+    """Raise ValueError unless every letter of a stage is in the table and its settings fit."""
     word = arch.mixers[stage]
     if not isinstance(word, str) or not word or set(word) - MIXERS.keys():
         choices = ', '.join(f'{letter} ({mixer.description})' for letter, mixer in MIXERS.items())
@@ -52,7 +53,7 @@ def check_mixers(arch: 'Arch', stage: int) -> None:
 
 
 def build_mixer(letter: str, arch: 'Arch', stage: int, drop: float, attn_drop: float) -> nn.Module:
-    """The mixer of ``letter`` with the settings of a stage of ``arch``."""
+    """Build the mixer of ``letter`` for a stage of ``arch``."""
     module = MIXERS[letter].module
     return module(**module.settings(arch, stage), drop=drop, attn_drop=attn_drop)
 
