@@ -256,7 +256,7 @@ def accepted(monkeypatch) -> Callable:
     """End train.py after its checks: whether the outcome is that they found nothing."""
     end = 'nothing found'
 
-    def stop(cfg) -> None:
+    def stop(cfg, datasets) -> None:
         raise UserError(end)
 
     monkeypatch.setattr(train, 'build_runner', stop)

@@ -22,19 +22,21 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 
+from .class_counts import check_class_count
 from .coco_annotations import coco_problems
 from .config import config_parser, read_config
-from .errors import UserError, message_of, silence
-from .preflight import (
-    check_class_count,
-    check_evaluator,
+from .datasets import (
     class_folders,
     described,
     image_folder,
     is_local,
     leaf_datasets,
+    load,
     open_dataset,
 )
+from .errors import UserError, message_of
+from .noise import silence
+from .preflight import check_evaluator
 from .sample_files import Sample, in_processes, inspect_samples
 
 SPLITS = ('train', 'val', 'test')
@@ -137,7 +139,7 @@ def check(split: str, dataset: Any, key: str, model: dict, args: argparse.Namesp
             if is_coco:
                 report.annotations, notes = coco_problems(dataset.ann_file, classes, report.add)
                 report.notes += notes
-            dataset.full_init()
+            load(dataset)
     except Exception as error:
         report.add('annotations that cannot be read', f'{described(dataset)}: {message_of(error)}')
         return report

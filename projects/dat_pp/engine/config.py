@@ -1,25 +1,26 @@
-"""Reading a config: the arguments that every tool shares, and the library that it needs."""
+"""Read configs: the command line arguments that all tools share, and the library that is needed."""
 
 import argparse
 import importlib.util
 import os.path as osp
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
-from .errors import UserError, silence, user_errors
+from .errors import UserError, user_errors
+from .noise import hide_printed, silence
 
-# Scope of a config -> what to install for it.
 LIBRARIES = {
     'mmpretrain': 'onedl-mmpretrain',
     'mmdet': 'onedl-mmdetection',
     'mmseg': 'onedl-mmsegmentation',
 }
+"""``default_scope`` of a config -> the distribution that provides it."""
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
-    """The arguments of every tool that reads a config."""
+    """Make the argument parser of a tool that reads a config."""
     parser = argparse.ArgumentParser(
         description=description,
         epilog='DAT_PP_TRACEBACK=1 shows a traceback where an error is one line otherwise.',
@@ -37,27 +38,35 @@ def config_parser(description: str) -> argparse.ArgumentParser:
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """Read the config, merge ``--cfg-options``, and make its library's modules known."""
+    """Read a config, merge ``--cfg-options``, and make its ``default_scope`` the current one.
+
+    Args:
+        args: Arguments of :func:`config_parser`: ``config`` and ``cfg_options``.
+
+    Raises:
+        UserError: The config cannot be read, or needs a library that is not installed.
+    """
     if not osp.isfile(args.config):
         raise UserError(f'config: no such file: {args.config}')
     with user_errors(f'config {args.config}'):
         try:
-            cfg = Config.fromfile(args.config)
-        except ImportError as error:  # of a library whose config or modules this one takes
-            _need_libraries(args.config, [name for name in LIBRARIES if name in str(error)])
+            with hide_printed():
+                cfg = Config.fromfile(args.config)
+        except ImportError as error:  # of a library that a base or an import of the config needs
+            _require(args.config, (name for name in LIBRARIES if name in str(error)))
             raise
         if args.cfg_options:
             cfg.merge_from_dict(args.cfg_options)
     scope = cfg.get('default_scope') or 'mmengine'
     if scope in LIBRARIES:
-        _need_libraries(args.config, [scope])
+        _require(args.config, [scope])
     with silence():
         init_default_scope(scope)
     return cfg
 
 
-def _need_libraries(config: str, names: Sequence[str]) -> None:
-    for name in names:
+def _require(config: str, libraries: Iterable[str]) -> None:
+    for name in libraries:
         if importlib.util.find_spec(name) is None:
             raise UserError(
                 f"config {config}: needs '{name}', which is not installed: "

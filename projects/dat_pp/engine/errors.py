@@ -1,54 +1,71 @@
-"""One line for a mistake of the user: UserError, what turns exceptions into it, and who prints it.
+"""User errors: reported as one line on stderr with exit code 2, without a traceback.
 
-A mistake of the user ends in one line on stderr and exit code 2, before anything is written.
-Set ``DAT_PP_TRACEBACK=1`` to see where it was raised instead.
+``DAT_PP_TRACEBACK=1`` shows where the error was raised instead.
 """
 
 import contextlib
-import io
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mmengine.logging import MMLogger
+from .noise import hide_noise
 
-RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+LOCAL_RANKS = ('LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK')
 
 
 class UserError(Exception):
-    """Something the user gave cannot be used; the message is one line that says what and where."""
+    """An input cannot be used. The message is one line: what is wrong, where, and what to do."""
+
+
+class RunError(UserError):
+    """A file could not be read or written during a run, in this process only.
+
+    A mistake in the arguments meets all processes of a machine alike, and the first one reports
+    it. A ``RunError`` is reported by every process that it meets.
+    """
 
 
 def run_main(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None) -> int:
-    """Run ``main(argv)`` and return the exit code: its own if it returns a number, 0, or 2 after
-    one line about a UserError.
+    """Run a tool and report its user error.
+
+    Args:
+        main: The tool's main function.
+        argv: Its command line arguments. Default: those of this process.
+
+    Returns:
+        The exit code: 2 after a user error, else the number that ``main`` returns, or 0.
     """
     try:
-        result = main(argv)
+        with hide_noise():
+            result = main(argv)
     except UserError as error:
         if os.environ.get('DAT_PP_TRACEBACK'):
             traceback.print_exc()
-        elif is_first_process():
-            print(f'error: {error}', file=sys.stderr)
+        elif is_first_process() or isinstance(error, RunError):
+            print(f'error: {message_of(error)}', file=sys.stderr)
         return 2
     return result if isinstance(result, int) else 0
 
 
 def message_of(error: BaseException) -> str:
-    """One line for an exception; of one from a data loading process its last, telling line."""
+    """Return the message of an exception as one line.
+
+    An exception of a data loading worker arrives with the worker's traceback as its message; the
+    last line is the original message.
+    """
     # str() of a KeyError is the repr of its argument.
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if 'Traceback (most recent call last)' in text:
-        text = text.strip().splitlines()[-1].partition(': ')[2] or text.strip().splitlines()[-1]
+        last = text.strip().splitlines()[-1]
+        text = last.partition(': ')[2] or last
     return ' '.join(text.split()) or type(error).__name__
 
 
 @contextlib.contextmanager
 def user_errors(what: str, advice: str = '') -> Iterator[None]:
-    """Turn whatever the body raises into a UserError that begins with ``what``."""
+    """Turn any exception of the body into a UserError: ``what``, its message, and ``advice``."""
     try:
         yield
     except UserError:
@@ -57,20 +74,6 @@ def user_errors(what: str, advice: str = '') -> Iterator[None]:
         raise UserError(f'{what}: {message_of(error)}{advice}') from error
 
 
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """No output, log lines or warnings: for trial builds, which the real build repeats."""
-    logger = MMLogger.get_current_instance()
-    # logging.disable() would not do: mmengine's loggers remember what was enabled.
-    handlers, logger.handlers = logger.handlers, []
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        logger.handlers = handlers
-
-
 def is_first_process() -> bool:
-    """Whether this is the process that checks and reports, whatever the launcher."""
-    return all(os.environ.get(name, '0') == '0' for name in RANK_VARIABLES)
+    """Whether this is the first process of the run on this machine, under any launcher."""
+    return all(os.environ.get(name, '0') == '0' for name in LOCAL_RANKS)

@@ -24,7 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .config import LIBRARIES, config_parser, read_config
-from .errors import UserError, silence, user_errors
+from .errors import UserError, user_errors
+from .noise import silence
 from .preflight import check_model
 
 PARTS = ('backbone', 'neck', 'heads')

@@ -1,27 +1,40 @@
-"""Starting a run: the arguments of train.py and test.py, the runner, and running on CPUs."""
+"""Start a run: the arguments of train.py and test.py, the runner, and runs on CPUs."""
 
 import argparse
 import contextlib
+import importlib
 import os
 import os.path as osp
-from collections.abc import Iterator
+from collections.abc import Mapping
 
 import torch
 import torch.distributed
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
-from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS, RUNNERS
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from .config import config_parser, read_config
+from .config import LIBRARIES, config_parser, read_config
+from .datasets import leaf_datasets
 from .errors import user_errors
+from .noise import hide_log_lines, silence
+
+# Launcher -> where it says rank, number of processes and local rank.
+VARIABLES = {
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+    'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
+}
 
 
 def base_parser(description: str) -> argparse.ArgumentParser:
-    """The arguments of train.py and test.py."""
+    """Make the argument parser that train.py and test.py share."""
     parser = config_parser(description)
-    parser.add_argument('--work-dir', help='where logs and checkpoints go')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
+    parser.add_argument(
+        '--no-preflight',
+        action='store_true',
+        help='start without first checking model, checkpoints and datasets',
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # Given by launchers that do not set the environment variable.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
@@ -29,7 +42,7 @@ def base_parser(description: str) -> argparse.ArgumentParser:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Read the config of a run: ``read_config`` and the launcher and work directory."""
+    """Read the config of a run and set its launcher, work directory and dataloader defaults."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args)
     cfg.launcher = args.launcher
@@ -40,15 +53,8 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def build_runner(cfg: Config) -> Runner:
-    """The config's runner. From here on files are written."""
-    use_cpu_if_needed(cfg)
-    with user_errors(f'config {cfg.filename}'):
-        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-
-
 def set_dataloader_defaults(cfg: Config) -> None:
-    """mmpretrain's own tools set these, and its configs rely on them."""
+    """Set what mmpretrain's own tools set and its configs rely on."""
     if cfg.get('default_scope') != 'mmpretrain':
         return
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
@@ -59,58 +65,101 @@ def set_dataloader_defaults(cfg: Config) -> None:
             loader.setdefault('collate_fn', ConfigDict(type='default_collate'))
 
 
-@OPTIM_WRAPPERS.register_module()
-class CPUAmpOptimWrapper(OptimWrapper):
-    """bfloat16 autocast on a CPU, where mmengine's AmpOptimWrapper refuses to start.
+def build_runner(cfg: Config, datasets: Mapping[str, list] | None = None) -> Runner:
+    """Build the config's runner, which creates the work directory.
 
-    bfloat16 has the range of float32, so there is no loss to scale.
+    Args:
+        cfg: The config; settings that need a GPU are changed where there is none.
+        datasets: Datasets by the name of their dataloader, as ``check_dataloader`` returns them,
+            for the runner to use instead of building them again.
+
+    Raises:
+        UserError: The runner cannot be built.
     """
+    use_cpu_if_needed(cfg)
+    # Some print lines that mean nothing when they are imported.
+    for name in LIBRARIES:
+        if name == cfg.get('default_scope') or f'{name}.' in cfg.text:
+            with silence(), contextlib.suppress(ImportError):
+                importlib.import_module(f'{name}.datasets')
+    with user_errors(f'config {cfg.filename}'):
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if cfg.get('compile') and hasattr(runner, '_compile'):
+        runner._compile = cfg.compile  # FlexibleRunner.from_cfg forgets it
+    hide_log_lines(runner.logger)
+    for name, built in (datasets or {}).items():
+        if built:
+            _hand_over(getattr(runner, f'_{name}')['dataset'], built)
+    return runner
 
-    @contextlib.contextmanager
-    def optim_context(self, model: torch.nn.Module) -> Iterator[None]:
-        with super().optim_context(model), torch.autocast('cpu', dtype=torch.bfloat16):
-            yield
+
+def _hand_over(cfg: dict, datasets: list) -> None:
+    """Have the runner use ``datasets`` where ``cfg``, its own copy, describes datasets.
+
+    A function in the place of a dataset's type is not copied, as a dataset would be.
+    """
+    for (leaf, _), dataset in zip(leaf_datasets(cfg), datasets, strict=True):
+        if dataset is not None:
+            leaf.clear()
+            leaf['type'] = _returning(dataset)
+
+
+def _returning(dataset: object) -> object:
+    def built() -> object:
+        return dataset
+
+    return built
 
 
 def use_cpu_if_needed(cfg: Config) -> None:
-    """Where there is no accelerator: mixed precision and distributed training on the CPU.
-
-    Two-stage detectors train in float32 there.
-    """
+    """Where there is no accelerator, set up mixed precision and distributed runs for the CPU."""
     if get_device() != 'cpu':
         return
     optim_wrapper = cfg.get('optim_wrapper') or {}
     if optim_wrapper.get('type') == 'AmpOptimWrapper':
-        # mmcv's RoIAlign knows no bfloat16.
-        in_float32 = 'roi_head' in (cfg.get('model') or {})
+        in_float32 = _needs_float32(cfg.get('model') or {})
         optim_wrapper.type = 'OptimWrapper' if in_float32 else 'CPUAmpOptimWrapper'
         for key in ('loss_scale', 'dtype', 'use_fsdp'):
             optim_wrapper.pop(key, None)
     if cfg.launcher != 'none':
-        _init_gloo(cfg)
+        _init_gloo(cfg.launcher)
+        _wrap_on_cpu(cfg)
 
 
-def _init_gloo(cfg: Config) -> None:
-    """Start the process group here: mmengine would choose a CUDA device first, even for gloo."""
+def _needs_float32(model: dict) -> bool:
+    """Whether a two-stage detector takes RoIs in low precision: RoIAlign knows no bfloat16."""
+    roi_head = model.get('roi_head') or {}
+    extractors = (roi_head.get(f'{name}_roi_extractor') for name in ('bbox', 'mask'))
+    return any(each and each.get('type') != 'Float32RoIExtractor' for each in extractors)
+
+
+def _init_gloo(launcher: str) -> None:
+    """Start the process group; mmengine would choose a CUDA device first, even for gloo."""
     env = os.environ
-    if cfg.launcher in ('slurm', 'mpi'):
-        rank, size, local_rank = {
-            'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
-            'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
-        }[cfg.launcher]
-        with user_errors(f'--launcher {cfg.launcher}, without a GPU, needs the variable'):
+    if launcher in VARIABLES:
+        rank, size, local_rank = VARIABLES[launcher]
+        with user_errors(f'--launcher {launcher}, without a GPU, needs the variable'):
             env.update(RANK=env[rank], WORLD_SIZE=env[size], LOCAL_RANK=env[local_rank])
         env.setdefault('MASTER_ADDR', '127.0.0.1')
         env.setdefault('MASTER_PORT', '29500')
     if not torch.distributed.is_initialized():
-        with user_errors(f'--launcher {cfg.launcher}: cannot start the process group'):
+        with user_errors(f'--launcher {launcher}: cannot start the process group'):
             torch.distributed.init_process_group('gloo')
-    # device_ids are for GPUs; mmengine would pass the local rank. The other two values are what
-    # mmengine passes when there is no wrapper in the config.
-    wrapper = cfg.get('model_wrapper_cfg') or ConfigDict(
+
+
+def _wrap_on_cpu(cfg: Config) -> None:
+    """Wrap the model without ``device_ids``, for which mmengine passes the local rank.
+
+    The other settings are mmengine's defaults.
+    """
+    flexible = cfg.get('runner_type') == 'FlexibleRunner'
+    if flexible:
+        cfg.strategy = cfg.get('strategy') or ConfigDict(type='DDPStrategy')
+    place, key = (cfg.strategy, 'model_wrapper') if flexible else (cfg, 'model_wrapper_cfg')
+    wrapper = place.get(key) or ConfigDict(
         type='MMDistributedDataParallel',
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
     wrapper.device_ids = None
-    cfg.model_wrapper_cfg = wrapper
+    place[key] = wrapper

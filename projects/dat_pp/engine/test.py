@@ -11,15 +11,11 @@ from mmengine.evaluator import DumpResults
 from mmengine.evaluator.metric import BaseMetric
 from mmengine.runner import Runner
 
+from .datasets import check_dataloader
 from .errors import UserError
+from .file_errors import file_errors
 from .launch import base_parser, build_runner, load_config, set_dataloader_defaults
-from .preflight import (
-    check_checkpoint,
-    check_dataloader,
-    check_evaluator,
-    check_model,
-    reading_errors,
-)
+from .preflight import check_checkpoint, check_evaluator, check_model
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -28,11 +24,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--out',
         metavar='FILE.pkl',
-        help='write the predictions of all images to a pickle file: a list of dicts',
+        help='write the predictions to a pickle file: a list of one dict per image',
     )
-    parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions under this folder')
+    parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions to this folder')
     parser.add_argument('--show', action='store_true', help='draw the predictions in a window')
-    parser.add_argument('--wait-time', type=float, default=2, help='seconds a window stays')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds to show each window')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     return parser.parse_args(argv)
 
@@ -58,7 +54,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def _draw(cfg: Config, args: argparse.Namespace) -> None:
-    """The three libraries' visualization hooks do the same under different names."""
+    """Turn on drawing: the libraries' visualization hooks do the same under different names."""
     hook = (cfg.get('default_hooks') or {}).get('visualization')
     if hook is None:
         raise UserError('--show, --show-dir: the config has no default_hooks.visualization')
@@ -76,7 +72,7 @@ def _draw(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def _augment(cfg: Config, args: argparse.Namespace) -> None:
-    """Use the config's ``tta_model`` and ``tta_pipeline``; where there are none, flip."""
+    """Test with the config's ``tta_model`` and ``tta_pipeline``, or with flips if it has none."""
     scope = cfg.get('default_scope')
     if scope == 'mmpretrain' and (args.show or args.show_dir):
         raise UserError(
@@ -94,7 +90,7 @@ def _augment(cfg: Config, args: argparse.Namespace) -> None:
     elif 'tta_pipeline' not in cfg:
         cfg.tta_pipeline = deepcopy(dataset.pipeline)
         pack = cfg.tta_pipeline[-1]
-        if scope == 'mmdet':  # to merge the predictions it must know which were flipped
+        if scope == 'mmdet':  # merging the predictions needs to know which were flipped
             meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
             pack.meta_keys = (*pack.get('meta_keys', meta_keys), 'flip', 'flip_direction')
         flips = [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]
@@ -111,7 +107,7 @@ def _augment(cfg: Config, args: argparse.Namespace) -> None:
 
 
 class DumpSegResults(DumpResults):
-    """Label maps without the logits, which are as many times larger as there are classes."""
+    """Dumps label maps without the logits, which have a value per class for every pixel."""
 
     def process(self, data_batch: Any, predictions: Sequence[dict]) -> None:
         dropped = ('seg_logits', 'gt_sem_seg')
@@ -122,7 +118,7 @@ class DumpSegResults(DumpResults):
 
 
 def dump_metric(scope: str | None, path: str) -> BaseMetric:
-    """What writes the predictions to ``path``."""
+    """Make the metric that writes the predictions to ``path``."""
     if scope == 'mmdet':
         from mmdet.evaluation import DumpDetResults  # masks run-length encoded
 
@@ -133,14 +129,17 @@ def dump_metric(scope: str | None, path: str) -> BaseMetric:
 def main(argv: Sequence[str] | None = None) -> Runner:
     args = parse_args(argv)
     cfg = load_config(args)
-    check_checkpoint(check_model(cfg, pretrained=False), args.checkpoint, 'checkpoint')
+    if not args.no_preflight:  # before --tta wraps the model
+        check_checkpoint(check_model(cfg, pretrained=False), args.checkpoint, 'checkpoint')
     merge_args(cfg, args)
-    check_dataloader(cfg, 'test_dataloader')
-    check_evaluator(cfg, 'test_evaluator')
+    datasets = {}
+    if not args.no_preflight:
+        datasets['test_dataloader'] = check_dataloader(cfg, 'test_dataloader')
+        check_evaluator(cfg, 'test_evaluator')
 
-    runner = build_runner(cfg)
+    runner = build_runner(cfg, datasets)
     if args.out:
         runner.test_evaluator.metrics.append(dump_metric(cfg.get('default_scope'), args.out))
-    with reading_errors(runner, 'test_dataloader'):
+    with file_errors(runner):
         runner.test()
     return runner

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from .datasets import check_dataloader
 from .errors import UserError
+from .file_errors import file_errors
 from .launch import base_parser, build_runner, load_config, set_dataloader_defaults
 from .preflight import (
     check_checkpoint,
-    check_dataloader,
     check_evaluator,
     check_file,
     check_model,
     check_start,
-    reading_errors,
 )
 
 
@@ -26,21 +26,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from this checkpoint or, without a value, from the latest in the work '
+        help='resume from this checkpoint or, without a value, from the latest one in the work '
         'directory (from the start if there is none)',
     )
     parser.add_argument(
         '--amp',
         action='store_true',
-        help='automatic mixed precision; on a CPU bfloat16, without loss scaling',
+        help='automatic mixed precision; on a CPU in bfloat16, without loss scaling',
     )
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help='scale the learning rate by the batch size of all processes over '
+        help='scale the learning rate by the total batch size divided by '
         'auto_scale_lr.base_batch_size',
     )
-    parser.add_argument('--no-validate', action='store_true', help='do not evaluate in between')
+    parser.add_argument(
+        '--no-validate', action='store_true', help='do not evaluate during training'
+    )
     return parser.parse_args(argv)
 
 
@@ -50,9 +52,9 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.amp:
         optim_wrapper = cfg.get('optim_wrapper', {})
-        kind = optim_wrapper.get('type', 'OptimWrapper')
-        if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-            raise UserError(f"--amp: optim_wrapper.type is '{kind}', expected 'OptimWrapper'")
+        wrapper = optim_wrapper.get('type', 'OptimWrapper')
+        if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
+            raise UserError(f"--amp: optim_wrapper.type is '{wrapper}', expected 'OptimWrapper'")
         optim_wrapper.type = 'AmpOptimWrapper'
         optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
@@ -65,11 +67,8 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
     set_dataloader_defaults(cfg)
 
 
-def main(argv: Sequence[str] | None = None) -> Runner:
-    args = parse_args(argv)
-    cfg = load_config(args)
-    merge_args(cfg, args)
-
+def preflight(cfg: Config) -> dict[str, list]:
+    """Check model, checkpoints and datasets; return the datasets by dataloader for the runner."""
     if cfg.get('resume') and cfg.get('load_from'):
         check_file(cfg.load_from, '--resume')
     model = check_model(cfg)
@@ -78,12 +77,18 @@ def main(argv: Sequence[str] | None = None) -> Runner:
             check_checkpoint(model, cfg.load_from, '--resume')
         else:
             check_start(model, cfg.load_from)
-    del model
+    datasets = {}
     for split in ('train', 'val'):
-        check_dataloader(cfg, f'{split}_dataloader')
+        datasets[f'{split}_dataloader'] = check_dataloader(cfg, f'{split}_dataloader')
         check_evaluator(cfg, f'{split}_evaluator')
+    return datasets
 
-    runner = build_runner(cfg)
-    with reading_errors(runner, 'train_dataloader', 'val_dataloader'):
+
+def main(argv: Sequence[str] | None = None) -> Runner:
+    args = parse_args(argv)
+    cfg = load_config(args)
+    merge_args(cfg, args)
+    runner = build_runner(cfg, {} if args.no_preflight else preflight(cfg))
+    with file_errors(runner):
         runner.train()
     return runner
