@@ -452,11 +452,16 @@ def test_converted_file_again(src: Path, dst: Path, tmp_path: Path, convert: Cal
 CALLS = []
 
 
+def called(text: str) -> dict:
+    CALLS.append(text)
+    return {}
+
+
 class Call:
     """Calls a function when it is unpickled."""
 
     def __reduce__(self) -> tuple:
-        return CALLS.append, ('called',)
+        return called, ('x',)
 
 
 def test_functions_in_a_file_are_not_called(src: Path, dst: Path, convert: Callable) -> None:
