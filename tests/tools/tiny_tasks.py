@@ -73,7 +73,7 @@ val_evaluator = dict(type='CocoMetric', ann_file=root + '/val.json', metric=['bb
 """
 
 SEGMENTATION = """
-_base_ = ['mmseg::_base_/default_runtime.py']
+_base_ = [*__import__('dat_pp').upstream('mmseg::_base_/default_runtime.py')]
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(type='SegDataPreProcessor', mean=[128] * 3, std=[64] * 3,
