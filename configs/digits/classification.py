@@ -72,11 +72,10 @@ param_scheduler = [
         eta_min=1e-5,
         by_epoch=True,
         begin=1,
-        T_max=max_epochs - 1,
         convert_to_iter_based=True,
     ),
 ]
 default_hooks = dict(
-    logger=dict(interval=20), checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1)
+    logger=dict(interval=20), checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2)
 )
 randomness = dict(seed=0)

@@ -5,8 +5,8 @@ _base_ = [
     './_base_/dat.py',
 ]
 
-# The classification checkpoint that the backbone starts from; None for a random start.
-pretrained = 'work_dirs/digits/classification/epoch_12.pth'
+# Weights of the classifier, as the demo leaves them; None for a random start.
+pretrained = 'work_dirs/digits/classification.pth'
 channels = 48
 norm_cfg = dict(type='BN')  # heads that start from nothing learn faster with it
 
@@ -101,11 +101,10 @@ param_scheduler = [
         type='CosineAnnealingLR',
         eta_min=1e-5,
         by_epoch=True,
-        T_max=max_epochs,
         convert_to_iter_based=True,
     ),
 ]
 default_hooks = dict(
-    logger=dict(interval=20), checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1)
+    logger=dict(interval=20), checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2)
 )
 randomness = dict(seed=0)

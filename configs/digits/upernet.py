@@ -7,8 +7,8 @@ _base_ = [
     './_base_/dat.py',
 ]
 
-# The classification checkpoint that the backbone starts from; None for a random start.
-pretrained = 'work_dirs/digits/classification/epoch_12.pth'
+# Weights of the classifier, as the demo leaves them; None for a random start.
+pretrained = 'work_dirs/digits/classification.pth'
 classes = ('background', *'0123456789')
 norm_cfg = dict(type='BN', requires_grad=True)  # one process: nothing to synchronise
 # mmseg's own deviation of 0.01 keeps the classes apart from background equal for too long.
@@ -74,13 +74,12 @@ param_scheduler = [
         type='CosineAnnealingLR',
         eta_min=1e-5,
         by_epoch=True,
-        T_max=max_epochs,
         convert_to_iter_based=True,
     ),
 ]
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=20),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1),
+    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
     visualization=dict(type='SegVisualizationHook'),
 )
 randomness = dict(seed=0)

@@ -1,19 +1,19 @@
-"""Write scikit-learn's handwritten digits as small data sets for three tasks.
+"""Write scikit-learn's handwritten digits as small datasets for three tasks.
 
     python -m demo.digits.data data/digits
 
-    OUT_DIR/digits.json                            what was written: seed, scenes, digest
-    OUT_DIR/imagenet/{train,val}/<class>/*.png     a digit an image, listed in meta/{train,val}.txt
+    OUT_DIR/digits.json                            settings: version, seed, number of scenes
+    OUT_DIR/imagenet/{train,val}/<class>/*.png     a digit each, listed in meta/{train,val}.txt
     OUT_DIR/coco/{train,val}/*.jpg                 scenes; annotations/instances_{train,val}.json
     OUT_DIR/ade20k/{images,annotations}/{training,validation}/    the same scenes with label maps
 
-Classification images show the digits as they are, enlarged, light on dark; for training each is
-also there as it looks in the scenes, drawn on a photograph, so that what is learned carries over.
+Classification images show the digits as they are, enlarged, light on dark. For training, each digit
+is also drawn on a photograph, as in the scenes, so that the features transfer.
 
-A scene is a crop of one of scikit-learn's two photographs with a few digits on it, each of its own
-size, slant, place and colour. A digit may cover a little of an earlier one: masks, boxes and label
-maps hold only what stays visible, and agree to the pixel. Label maps: 0 is background, 1 + d is
-digit d. Neither the digits nor the parts of the photographs seen in validation occur in training.
+A scene is a crop of one of scikit-learn's two photographs with a few digits on it, of varying size,
+slant, position and color. A digit may cover a little of an earlier one: masks, boxes and label maps
+hold only what stays visible, and agree to the pixel. Label maps: 0 is background, 1 + d is digit d.
+Neither the digits nor the parts of the photographs used for validation occur in training.
 
 The same seed gives the same bytes (with the same OpenCV); nothing is downloaded.
 """
@@ -30,38 +30,38 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-VERSION = 1  # raise it when what is written changes
+VERSION = 1  # to be raised when what is written changes
 CLASSES = tuple(str(digit) for digit in range(10))
 MANIFEST = 'digits.json'
-SPLITS = {'train': 'training', 'val': 'validation'}  # our names, ADE20K's names
+SPLITS = {'train': 'training', 'val': 'validation'}  # COCO's and ADE20K's names
 
-VAL_SHARE = 0.2  # of the digits of each class
-VAL_ROWS = 0.35  # lower part of each photograph; training sees only the upper part
-MARGIN = 2  # empty pixels, of the original size, around a digit in a classification image
+VAL_SHARE = 0.2  # fraction of the digits of each class
+VAL_ROWS = 0.35  # fraction of each photograph, at the bottom; training sees only the rest
+MARGIN = 2  # pixels of padding around the 8 x 8 pixels of a digit in a classification image
 IMAGE_SIZE = 48  # of a classification image
 SCENE_SIZE = 96
-IMAGE_DIGIT_HEIGHT = (26, 40)  # pixels covered by the eight rows of a digit
+IMAGE_DIGIT_HEIGHT = (26, 40)  # pixels that the eight rows of a digit are enlarged to
 SCENE_DIGIT_HEIGHT = (24, 48)
 DIGITS_PER_SCENE = (2, 4)
-DRAWN_COPIES = 1  # of each training digit, for classification
+DRAWN_COPIES = 1  # of each training digit on a photograph, for classification
 PHOTO_BRIGHTNESS = 0.5
-CONTRAST = (80, 160)  # of luminance, by which a digit is lighter than what it covers
-TINT = 40  # how far from grey a digit's colour may be
-MIN_VISIBLE = 0.93  # of the pixels of a digit that later ones partly cover
-STROKE = (0.25, 0.55)  # ink from which a pixel starts to be, and fully is, stroke
+CONTRAST = (80, 160)  # by how much more luminance a digit has than what it covers
+TINT = 40  # maximum distance of a digit's color from gray, per channel
+MIN_VISIBLE = 0.93  # fraction of a digit that later ones must leave visible
+STROKE = (0.25, 0.55)  # ink at which a pixel starts to be opaque, and is fully opaque
 LUMA = np.array([0.114, 0.587, 0.299])  # of blue, green, red
 
 
 @dataclass
 class Instance:
-    """A digit in a scene: its class, and the pixels of it that can be seen."""
+    """A digit in a scene: its class and the mask of its visible pixels."""
 
     label: int
     mask: np.ndarray
 
 
 def load_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Ink of all digits in [0, 1], (1797, 8, 8), and their classes."""
+    """Load the ink of all digits, (1797, 8, 8) in [0, 1], and their classes."""
     from sklearn.datasets import load_digits as load
 
     data = load()
@@ -69,7 +69,7 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def split_digits(labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Indices of the digits of each split, the same share of every class."""
+    """Choose the indices of the digits of each split, the same fraction of every class."""
     rng = np.random.default_rng(seed)
     parts = {'train': [], 'val': []}
     for digit in range(len(CLASSES)):
@@ -81,7 +81,7 @@ def split_digits(labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
 
 
 def split_photos() -> dict[str, list[np.ndarray]]:
-    """The rows of each photograph (BGR) that a split may show."""
+    """Load the rows of each photograph (BGR) that a split may show."""
     from sklearn.datasets import load_sample_images
 
     photos = [photo[..., ::-1] for photo in load_sample_images().images]
@@ -93,11 +93,11 @@ def split_photos() -> dict[str, list[np.ndarray]]:
 
 
 def draw_glyph(ink: np.ndarray, height: float, aspect: float, degrees: float) -> np.ndarray:
-    """Opacity in [0, 1] of a digit enlarged, stretched and turned, cropped to what is not empty."""
-    side = int(1.6 * height)  # room for the widest digit, turned
-    turn = cv2.getRotationMatrix2D((0, 0), degrees, height / 8)[:, :2] @ np.diag([aspect, 1])
-    centre = np.full(2, side / 2) - turn @ np.full(2, 3.5)
-    smooth = cv2.warpAffine(ink, np.c_[turn, centre], (side, side), flags=cv2.INTER_CUBIC)
+    """Enlarge, stretch and rotate a digit: its opacity in [0, 1], cropped to what is not empty."""
+    side = int(1.6 * height)  # room for the widest digit, rotated
+    rotation = cv2.getRotationMatrix2D((0, 0), degrees, height / 8)[:, :2] @ np.diag([aspect, 1])
+    center = np.full(2, side / 2) - rotation @ np.full(2, 3.5)
+    smooth = cv2.warpAffine(ink, np.c_[rotation, center], (side, side), flags=cv2.INTER_CUBIC)
     low, high = STROKE
     alpha = np.clip((smooth - low) / (high - low), 0, 1)
     (top, bottom), (left, right) = extent(alpha > 0)
@@ -105,7 +105,7 @@ def draw_glyph(ink: np.ndarray, height: float, aspect: float, degrees: float) ->
 
 
 def extent(mask: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and columns, as half-open ranges, that a mask occupies."""
+    """Find the rows and columns that a mask occupies, as half-open ranges."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return (int(rows[0]), int(rows[-1]) + 1), (int(columns[0]), int(columns[-1]) + 1)
 
@@ -121,8 +121,8 @@ def crop_photo(photos: list[np.ndarray], size: int, rng: np.random.Generator) ->
     return crop.astype(np.float32) * PHOTO_BRIGHTNESS
 
 
-def pick_colour(under: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A colour lighter, by CONTRAST, than the pixels it will cover."""
+def pick_color(under: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Choose a color that is lighter, by CONTRAST, than the pixels `under` it."""
     tint = rng.uniform(-TINT, TINT, 3)
     luminance = (under @ LUMA).mean() + rng.uniform(*CONTRAST)
     return np.clip(luminance + tint - tint @ LUMA, 0, 255)
@@ -136,7 +136,7 @@ def draw_scene(
     size: int = SCENE_SIZE,
     heights: tuple[int, int] = SCENE_DIGIT_HEIGHT,
 ) -> tuple[np.ndarray, list[Instance]]:
-    """A crop of a photograph with these digits on it, less those that find no place."""
+    """Draw digits on a crop of a photograph, except those for which there is no room."""
     image = crop_photo(photos, size, rng)
     masks = []
     kept = []
@@ -155,14 +155,14 @@ def draw_scene(
         masks = [(mask & ~solid, area) for mask, area in masks] + [(solid, solid.sum())]
         kept.append(label)
         alpha = glyph[..., None] * rng.uniform(0.9, 1)
-        image[place] = image[place] * (1 - alpha) + pick_colour(image[solid], rng) * alpha
+        image[place] = image[place] * (1 - alpha) + pick_color(image[solid], rng) * alpha
     image += rng.standard_normal(image.shape, np.float32) * rng.uniform(0, 5)
     image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
     return image, [Instance(label, mask) for label, (mask, _) in zip(kept, masks)]
 
 
 def encode_mask(mask: np.ndarray) -> dict:
-    """COCO's run lengths, column by column, uncompressed: polygons could not hold holes."""
+    """Encode a mask as COCO's uncompressed RLE (column-major): polygons cannot have holes."""
     flat = mask.ravel(order='F')
     edges = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff(np.r_[0, edges, flat.size]).tolist()
@@ -179,7 +179,7 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def enlarge(ink: np.ndarray) -> np.ndarray:
-    """A digit as it is, light on dark."""
+    """Enlarge a digit as it is, light on dark."""
     shape = (IMAGE_SIZE, IMAGE_SIZE)
     large = cv2.resize(np.pad(ink, MARGIN), shape, interpolation=cv2.INTER_CUBIC)
     return np.rint(np.clip(large, 0, 1) * 255).astype(np.uint8)
@@ -214,7 +214,7 @@ def write_imagenet(
 
 
 def write_scenes(coco_root: Path, ade_root: Path, split: str, scenes: list) -> None:
-    """The same scenes in COCO's and in ADE20K's layout."""
+    """Write the same scenes in the layouts of COCO and ADE20K."""
     folders = (
         coco_root / split,
         ade_root / 'images' / SPLITS[split],
@@ -263,7 +263,7 @@ def make_scenes(
     count: int,
     seed: list[int],
 ) -> list:
-    """`count` scenes that use every digit about equally often."""
+    """Draw `count` scenes that use all digits about equally often."""
     rng = np.random.default_rng(seed)
     queue: list[int] = []
     scenes = []
@@ -279,7 +279,7 @@ def make_scenes(
 
 
 def digest(root: Path) -> str:
-    """One number for all files under a folder, names and bytes."""
+    """SHA-256 of the names and contents of all files in a folder."""
     total = hashlib.sha256()
     for path in sorted(path for path in root.rglob('*') if path.is_file()):
         total.update(f'{path.relative_to(root).as_posix()}\n'.encode())
@@ -299,20 +299,20 @@ def write_all(root: Path, seed: int, scenes: dict[str, int]) -> None:
 
 
 def check_target(out_dir: Path, wanted: dict) -> bool:
-    """Whether the data are there already; ValueError where something else is."""
+    """Whether the dataset exists already; raises ValueError if anything else does."""
     if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
         return False
     try:
         found = json.loads((out_dir / MANIFEST).read_text())
     except (OSError, ValueError):
         raise ValueError(
-            f'{out_dir} exists and is not an empty folder or digits data (no readable {MANIFEST} '
-            'in it): nothing written, choose another OUT_DIR or remove it'
+            f'{out_dir} exists and is neither an empty folder nor a digits dataset (no readable '
+            f'{MANIFEST} in it): nothing written, choose another OUT_DIR or remove it'
         ) from None
     other = [key for key, value in wanted.items() if found.get(key) != value]
     if other:
         raise ValueError(
-            f'{out_dir} holds digits data made with other settings ('
+            f'{out_dir} holds digits datasets with other settings ('
             + ', '.join(f'{key}: {found.get(key)}, not {wanted[key]}' for key in other)
             + '): nothing written, choose another OUT_DIR or remove it'
         )
@@ -322,10 +322,10 @@ def check_target(out_dir: Path, wanted: dict) -> bool:
 def convert(
     out_dir: str | Path, seed: int = 0, train_scenes: int = 2000, val_scenes: int = 150
 ) -> bool:
-    """Write the data sets; False if they were there already.
+    """Write the datasets; returns False if they exist already.
 
-    `out_dir` appears only when complete. ValueError, before anything is written, if it holds
-    anything but the data asked for.
+    `out_dir` appears only once it is complete. Raises ValueError, before anything is written, if it
+    holds anything but the datasets asked for.
     """
     out_dir = Path(out_dir)
     scenes = dict(train=train_scenes, val=val_scenes)
@@ -338,12 +338,12 @@ def convert(
     if check_target(out_dir, manifest):
         return False
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, so that one rename makes it visible.
+    # In the same folder, so that a rename makes it visible at once.
     partial = out_dir.with_name(f'.{out_dir.name}.{os.getpid()}.partial')
     try:
         partial.mkdir()
         write_all(partial, seed, scenes)
-        write_json(partial / MANIFEST, dict(manifest, digest=digest(partial)))
+        write_json(partial / MANIFEST, manifest)
         partial.rename(out_dir)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -367,7 +367,7 @@ def main() -> None:
         written = convert(args.out_dir, args.seed, args.train_scenes, args.val_scenes)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f'digits: {error}')
-    print(f'{args.out_dir}: {"written" if written else "already there"}')
+    print(f'{args.out_dir}: {"written" if written else "already complete"}')
 
 
 if __name__ == '__main__':

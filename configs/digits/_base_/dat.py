@@ -1,7 +1,7 @@
-# What the three digits configs share: the backbone and the optimiser.
+# What the three digits configs share: the backbone and the optimizer.
 custom_imports = dict(imports=['dat_pp'], allow_failed_imports=False)
 
-# A small DAT++ for pictures of about 100 pixels, at strides 4, 8, 16 and 32.
+# A small DAT++ for images of about 100 x 100 pixels, with strides 4, 8, 16 and 32.
 arch = dict(
     embed_dims=[16, 32, 96, 192],
     mixers=['N', 'D', 'NDND', 'D'],

@@ -5,24 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, save_checkpoint
+from torch import nn
+from torch.utils.data import DataLoader
 
 import dat_pp  # noqa: F401
-from demo.digits import data as digits
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs' / 'digits'
 
 LIBRARIES = {'classification': 'mmpretrain', 'mask-rcnn': 'mmdet', 'upernet': 'mmseg'}
 DENSE = ['mask-rcnn', 'upernet']
-
-
-@pytest.fixture(scope='module')
-def data_root(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp('data') / 'digits'
-    digits.convert(path, train_scenes=6, val_scenes=4)
-    return path
 
 
 @pytest.fixture(scope='module')
@@ -108,7 +103,36 @@ def test_evaluated_on_digits_that_training_does_not_see(name, data_root):
 
 
 @pytest.mark.parametrize('name', DENSE)
-def test_the_classifier_they_name_is_the_one_its_config_ends_with(name):
-    epochs = Config.fromfile(CONFIGS / 'classification.py').train_cfg.max_epochs
+def test_the_weights_they_name_are_what_the_demo_publishes(name):
     checkpoint = Config.fromfile(CONFIGS / f'{name}.py').model.backbone.init_cfg.checkpoint
-    assert checkpoint == f'work_dirs/digits/classification/epoch_{epochs}.pth'
+    assert checkpoint == 'work_dirs/digits/classification.pth'
+
+
+class OneWeight(BaseModel):
+    """A model that trains in no time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, inputs: torch.Tensor, mode: str) -> dict[str, torch.Tensor]:
+        return dict(loss=self.weight.sum())
+
+
+@pytest.mark.parametrize('name', LIBRARIES)
+def test_the_schedule_follows_the_number_of_epochs(name, tmp_path):
+    """The learning rate ends at its minimum when only `train_cfg.max_epochs` is changed."""
+    config = Config.fromfile(CONFIGS / f'{name}.py')
+    samples = [dict(inputs=torch.zeros(1))] * 60
+    runner = Runner(
+        OneWeight(),
+        str(tmp_path),
+        train_dataloader=DataLoader(samples),
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+        optim_wrapper=dict(optimizer=config.optim_wrapper.optimizer),
+        param_scheduler=config.param_scheduler,
+        default_scope='mmengine',
+        experiment_name=f'schedule_{name}',
+    )
+    runner.train()
+    assert runner.optim_wrapper.get_lr()['lr'][0] < 2e-5
