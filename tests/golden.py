@@ -1,4 +1,4 @@
-"""Golden cases: numbers that the published implementations computed (data/golden)."""
+"""Golden cases: outputs and gradients of the published implementations (data/golden)."""
 
 import importlib.util
 import json
@@ -32,7 +32,7 @@ def published_keys(name: str) -> dict[str, dict]:
 
 
 def arch_of(case: str) -> dict:
-    """Our ``arch`` for the constructor arguments of the published code."""
+    """``arch`` that corresponds to the published constructor's arguments."""
     a = CASES[case]['arguments']
     published_2022 = CASES[case]['code'].startswith('2022')
     four = [None] * 4
@@ -69,7 +69,7 @@ def arch_of(case: str) -> dict:
     )
 
 
-# Our names -> published ones: the inverse of the conversion, written independently of it.
+# Our names -> published ones: the inverse of the rename table, written independently of it.
 _PUBLISHED = [
     (r'^backbone\.', ''),
     (r'^stem\.conv1', 'patch_proj.0'),
@@ -93,7 +93,7 @@ _PUBLISHED = [
 
 
 def published_name(name: str, conv_ffn: bool, dense: bool) -> str:
-    """Published name of a parameter of ours."""
+    """The published name of one of our parameters."""
     for pattern, replacement in _PUBLISHED:
         name = re.sub(pattern, replacement, name)
     if not dense:
@@ -110,7 +110,7 @@ def published_name(name: str, conv_ffn: bool, dense: bool) -> str:
 
 
 def published_state(case: str, model: torch.nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The case's weights under published names, and the published name of each of ours."""
+    """Weights of a case under their published names, and the published name of each of ours."""
     c = CASES[case]
     conv_ffn = c['arguments'].get('use_dwc_mlps', [False])[0]
     names, state = {}, {}

@@ -81,7 +81,7 @@ def test_pretrained(layout: Callable, path: Path) -> None:
 def test_entries_can_be_limited(path: Path) -> None:
     """mmengine's runner knows no entry but ``state_dict``."""
     torch.save(dict(model=WEIGHTS, epoch=3), path)
-    message = 'tensors by name, on their own or under state_dict; its entries are model, epoch'
+    message = 'tensors by name, on their own or under state_dict; found model, epoch'
     with pytest.raises(ValueError, match=message):
         read_checkpoint(path, entries=['state_dict'])
 
@@ -107,16 +107,16 @@ def test_missing_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('content', 'found'),
     [
-        ([1, 2], 'it holds a list'),
-        (torch.ones(2), 'it holds a Tensor'),
-        ({}, 'it holds nothing'),
-        (dict(epoch=3), 'its entries are epoch'),
-        (dict(model={}), 'its entries are model'),
-        (dict(model={'a': 3}), 'its entries are model'),
-        (dict(state_dict={3: torch.ones(1)}), 'its entries are state_dict'),
-        (dict(WEIGHTS, epoch=3), 'its entries are backbone.conv.weight, head.bias, epoch'),
-        ({f'a{i}': i for i in range(10)}, 'a0, a1, a2, a3, a4, a5, a6, a7 and 2 more'),
-        (dict(model=nn.Linear(1, 1)), 'its entries are model'),
+        ([1, 2], 'found list'),
+        (torch.ones(2), 'found Tensor'),
+        ({}, 'found dict'),
+        (dict(epoch=3), 'found epoch'),
+        (dict(model={}), 'found model'),
+        (dict(model={'a': 3}), 'found model'),
+        (dict(state_dict={3: torch.ones(1)}), 'found state_dict'),
+        (dict(WEIGHTS, epoch=3), 'found backbone.conv.weight, head.bias, epoch'),
+        ({f'a{i}': i for i in range(10)}, 'found a0, a1, a2, a3, a4, a5, a6, a7 and 2 more'),
+        (dict(model=nn.Linear(1, 1)), 'found model'),
     ],
 )
 def test_no_weights(content: object, found: str, path: Path) -> None:

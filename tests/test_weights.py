@@ -1,4 +1,4 @@
-"""Published names to ours, tables of other sizes, and filling a backbone from any checkpoint."""
+"""Renaming published weights, resizing position bias tables, ``init_cfg`` from any checkpoint."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ SMALL = dict(
 
 
 def published(name: str) -> dict[str, torch.Tensor]:
-    """A file's content without its values."""
+    """The weights of a published file, without values."""
     return {
         key: torch.empty(entry['shape'], device='meta')
         for key, entry in golden.published_keys(name).items()
@@ -44,7 +44,7 @@ def test_every_published_file_is_covered() -> None:
 
 @pytest.mark.parametrize('name', FILES)
 def test_published_names(name: str) -> None:
-    """Every parameter of the file is one of ours, of the same shape, and the reverse."""
+    """Renamed, the parameters of a published file are exactly ours, with the same shapes."""
     dense = name.startswith('dense')
     with torch.device('meta'):
         model = DAT(FILES[name], out_indices=(0, 1, 2, 3) if dense else (3,))
@@ -122,7 +122,7 @@ def classifier(arch: dict, **backbone) -> torch.nn.Module:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A classification checkpoint as mmengine's runner saves it."""
+    """Path of a classifier's checkpoint as mmengine's runner saves it."""
     torch.manual_seed(0)
     model = classifier(SMALL)
     for parameter in model.parameters():
@@ -134,7 +134,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What loading a checkpoint logs."""
+    """The messages that loading a checkpoint logs."""
     messages = []
     monkeypatch.setattr('dat_pp.weights.print_log', lambda text, logger: messages.append(text))
     return messages
@@ -160,7 +160,7 @@ def test_pretrained_dense_backbone(checkpoint: Path, log: list[str]) -> None:
 
 
 def test_pretrained_inside_a_model(checkpoint: Path) -> None:
-    """A whole model's ``init_weights`` reaches the backbone; a classifier keeps the norm."""
+    """``init_weights`` of a whole model reaches the backbone; a classifier loads the norm."""
     model = classifier(SMALL, init_cfg=dict(type='Pretrained', checkpoint=str(checkpoint)))
     model.init_weights()
     weights = torch.load(checkpoint)['state_dict']

@@ -45,12 +45,12 @@ def read_checkpoint(path: str | os.PathLike[str], entries: Sequence[str] = ENTRI
     """Read the weights of a checkpoint file to the CPU.
 
     A local file is read without running any code: classes and functions that it names are never
-    called. Tensors of a local file may be mapped from it, so copy them before changing the file.
+    called. Its tensors may be memory-mapped, so do not write to the file while they are in use.
 
     Args:
         path: A local file, or a URL that mmengine's ``CheckpointLoader`` takes.
-        entries: Entries that may hold the weights; the first one in the file counts. A file with
-            none of them must hold weights and nothing else.
+        entries: Entries that may hold the weights, in order of preference. A file with none of
+            them must hold weights and nothing else.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -62,19 +62,15 @@ def read_checkpoint(path: str | os.PathLike[str], entries: Sequence[str] = ENTRI
     else:
         content = _read_local(path)
     mapping = content if isinstance(content, Mapping) else {}
-    entry = next((name for name in entries if isinstance(mapping.get(name), Mapping)), None)
+    entry = next((e for e in entries if mapping.get(e) and isinstance(mapping[e], Mapping)), None)
     weights = mapping if entry is None else mapping[entry]
     if not weights or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
     ):
-        found = f'its entries are {some([str(name) for name in mapping], most=8)}'
-        if not mapping:
-            found = (
-                'it holds nothing' if content is mapping else f'it holds a {type(content).__name__}'
-            )
+        found = some([str(name) for name in mapping], most=8) or type(content).__name__
         raise ValueError(
             f'{path} holds no weights: expected tensors by name, on their own or under '
-            f'{" or ".join(entries)}; {found}'
+            f'{" or ".join(entries)}; found {found}'
         )
     # mmengine's averaged model counts its updates beside the wrapped model.
     wrapped = {name: value for name, value in weights.items() if name != 'steps'}
@@ -91,7 +87,7 @@ def _read_local(path: str) -> Any:
     names: list[str] = []
     try:
         zipped = zipfile.is_zipfile(path)
-        if zipped:  # files of before PyTorch 1.6 are not; those must hold plain data only
+        if zipped:  # files from before PyTorch 1.6 are not; they must hold nothing but plain data
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         stand_ins = [(_Value if name.startswith('numpy.') else _Object, name) for name in names]
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
@@ -107,9 +103,9 @@ def _read_local(path: str) -> Any:
 
 
 class _Object:
-    """Stands in for a class or function that a file names: calling it gives an empty dict.
+    """Stand-in for a class or function that a file names: calling it returns an empty dict.
 
-    PyTorch's safe reader sets items of an OrderedDict, but not of its subclasses.
+    It is an OrderedDict, whose items PyTorch's safe reader sets; those of subclasses it refuses.
     """
 
     def __new__(cls, *args: Any) -> OrderedDict:
@@ -117,7 +113,7 @@ class _Object:
 
 
 class _Value:
-    """The same for numpy's values, whose state is not a dict."""
+    """Stand-in for values of numpy, whose state is not a dict."""
 
     def __init__(self, *args: Any) -> None:
         pass
@@ -128,12 +124,12 @@ class _Value:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """How weights differ from what a model needs; false if they do not.
+    """Why weights do not fit a model; falsy if they do.
 
     Attributes:
-        missing: Names that the model has and the weights lack.
-        unexpected: Names that the weights have and the model lacks.
-        sizes: Both shapes of every tensor where they differ, as text.
+        missing: Names that only the model has.
+        unexpected: Names that only the weights have.
+        sizes: Names whose shapes differ, with both shapes.
     """
 
     missing: list[str]
@@ -144,10 +140,13 @@ class Mismatch:
         return len(self.missing) + len(self.unexpected) + len(self.sizes)
 
     def __str__(self) -> str:
-        """One line with the first names of each sort."""
-        parts = ('missing ', self.missing), ('unexpected ', self.unexpected)
-        parts += (('size mismatch: ', self.sizes),)
-        return '; '.join(title + some(names) for title, names in parts if names)
+        """One line: the first names of each list, and how many more there are."""
+        lists = {
+            'missing ': self.missing,
+            'unexpected ': self.unexpected,
+            'size mismatch: ': self.sizes,
+        }
+        return '; '.join(title + some(names) for title, names in lists.items() if names)
 
 
 def compare(expected: nn.Module | Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Mismatch:
@@ -172,8 +171,9 @@ def some(names: Sequence[str], most: int = 3) -> str:
 
 
 # The rename table: published names -> ours. `*` stands for `weight` and `bias`, `{i}` for a stage,
-# `{j}` for a block, `{n}` and `{m}` for the two branches of a block, which the published code
-# numbers through the stage. A model has all names of a group or none; of a list of groups, one.
+# `{j}` for a block, `{n}` and `{m}` for its two residual branches, which the published code numbers
+# through the stage. A dict is a group: a model has all names of it or none. Of a list of groups, a
+# model has exactly one.
 
 
 def _same(*names: str) -> dict[str, str]:
@@ -193,7 +193,7 @@ DOWNSAMPLE = {
     'down_projs.{i}.0.weight': 'downsamples.{i}.conv.weight',
     'down_projs.{i}.1.norm.*': 'downsamples.{i}.norm.*',
 }
-OUTPUT_NORM = {'norms.{i}.norm.*': 'norm{i}.*'}  # dense tasks: for each stage that is used
+OUTPUT_NORM = {'norms.{i}.norm.*': 'norm{i}.*'}  # dense tasks: one per output
 CLASSIFIER_NORM = {'cls_norm.norm.*': 'norm3.*'}
 CLASSIFIER_HEAD = {'cls_head.*': 'head.fc.*'}
 
@@ -243,7 +243,7 @@ FFNS = [
 ]
 LPU = {'local_perception_units.{j}.*': 'lpu.*'}
 
-BUFFERS = ('relative_position_index', 'attn_mask')  # the published code saves what ours computes
+BUFFERS = ('relative_position_index', 'attn_mask')  # saved by the published code, computed by ours
 NUM_STAGES = 4
 
 

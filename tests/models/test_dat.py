@@ -116,7 +116,7 @@ def test_frozen_stages(frozen_stages: int) -> None:
 
 
 def test_activation_checkpointing() -> None:
-    """The same output and gradients, and dropout repeated alike, with less stored."""
+    """Same output, gradients and dropout masks with less memory."""
     x = torch.rand(2, 3, 64, 64)
     grads = []
     for with_cp in (False, True):
@@ -216,7 +216,7 @@ def test_memory_layouts(arch: dict) -> None:
 @pytest.mark.parametrize('arch', [TINY, dict(ALL_MIXERS, layer_scale_init_value=0.1), V1])
 @pytest.mark.parametrize('training', [False, True])
 def test_channels_last_throughout(arch: dict, training: bool) -> None:
-    """No layer falls back to NCHW, which the next one would have to undo; only the outputs are."""
+    """No layer falls back to NCHW, which the next one would have to undo; only outputs are NCHW."""
     model = build(arch, drop_path_rate=0.2, drop_rate=0.1).train(training)
     blocks = [block for stage in model.stages for block in stage]
     parts = [*model.stem, *model.downsamples, *blocks]
@@ -244,7 +244,7 @@ def test_channels_last_throughout(arch: dict, training: bool) -> None:
     ],
 )
 def test_compile(backend: str, arch: dict, out_indices: tuple[int, ...]) -> None:
-    """No graph breaks; the same output and (inductor takes too long for them) gradients."""
+    """No graph breaks; same output and, except with inductor, which takes minutes, gradients."""
     model = build(arch, out_indices=out_indices).train()
     compiled = torch.compile(copy.deepcopy(model), backend=backend, fullgraph=True)
     x = torch.rand(1, 3, 64, 64)

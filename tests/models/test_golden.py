@@ -14,7 +14,7 @@ from dat_pp.models.arch import ARCH_SETTINGS
 
 
 class _DenseModel(nn.Module):
-    """A backbone under the name that detectors and segmentors give it."""
+    """A backbone under its name in detectors and segmentors."""
 
     def __init__(self, backbone: dict) -> None:
         super().__init__()
@@ -67,14 +67,14 @@ def test_golden(case: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> Non
             norm, dot = expected['grad'][names[name]]
             grad = parameter.grad.view(state[names[name]].shape)
             probe = golden.normal(f'probe/{names[name]}', grad.shape)
-            # A key's bias moves all logits of a query alike: its gradient is zero but for rounding.
+            # The bias of a key shifts all logits of a query alike: its gradient is rounding error.
             tolerance = 1e-7 * norm + 1e-12
             assert grad.norm().item() == pytest.approx(norm, abs=tolerance), name
             assert (grad * probe).sum().item() == pytest.approx(dot, abs=tolerance), name
 
 
 def _float32_output(case: str, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first output of a case in float32, and the golden one."""
+    """First output of a case in float32, and the golden one."""
     model = _build(case).eval()
     model.load_state_dict(convert_published(golden.published_state(case, model)[0]))
     x = golden.values.model_input(case, golden.CASES[case]['input_shape'])

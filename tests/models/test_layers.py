@@ -1,4 +1,4 @@
-"""Layers that replace PyTorch's own: the same numbers in any memory, channels-last kept."""
+"""Layers that replace PyTorch's own: same results in any memory format, channels-last is kept."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ FORMATS = [torch.contiguous_format, CHANNELS_LAST]
 
 
 def with_gradients(layer: nn.Module, x: Tensor) -> list[Tensor]:
-    """Output and gradients, of the input and the parameters."""
+    """Output, and gradients of the input and the parameters."""
     x = x.detach().requires_grad_()
     out = layer(x)
     weights = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view(out.shape)
@@ -48,7 +48,7 @@ def test_gelu(memory_format: torch.memory_format) -> None:
 def test_shared_depthwise_conv(
     kernel: int, stride: int, padding: int, memory_format: torch.memory_format
 ) -> None:
-    """As if every group were an image of its own."""
+    """The result is that of a convolution with each group as an image of its own."""
     torch.manual_seed(0)
     layer = SharedDepthwiseConv(4, kernel, stride, padding).double()
     plain = nn.Conv2d(4, 4, kernel, stride, padding, groups=4).double()

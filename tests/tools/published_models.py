@@ -1,4 +1,4 @@
-"""The published models as files: names, shapes and settings, with one number per tensor."""
+"""The published models as files: names, shapes and settings, with one distinct value per tensor."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 COCO = 80
 ADE20K = 150
 
-# The heads of the published dense models, as mmdet 2.26 and mmseg 0.29 name their weights.
+# Heads of the published dense models under the names of mmdet 2.26 and mmseg 0.29.
 
 
 def conv(name: str, out: int, channels: int, kernel: int) -> dict:
@@ -22,7 +22,7 @@ def linear(name: str, out: int, channels: int) -> dict:
 
 
 def conv_bn(name: str, out: int, channels: int, kernel: int) -> dict:
-    """A convolution without bias, and synchronised batch normalisation."""
+    """A convolution without bias, and SyncBN."""
     shapes = {f'{name}.conv.weight': (out, channels, kernel, kernel)}
     for part in ('weight', 'bias', 'running_mean', 'running_var'):
         shapes[f'{name}.bn.{part}'] = (out,)
@@ -30,7 +30,7 @@ def conv_bn(name: str, out: int, channels: int, kernel: int) -> dict:
 
 
 def fpn(dims: list[int], extra: int = 0) -> dict:
-    """With ``extra`` levels: the first from the backbone's last output, then one from the other."""
+    """``extra`` levels: the first from the backbone's last output, others from the one before."""
     shapes = {}
     for i, channels in enumerate(dims):
         shapes |= conv(f'neck.lateral_convs.{i}.conv', 256, channels, 1)
@@ -124,7 +124,7 @@ def upernet(dims: list[int]) -> dict:
 
 
 def tensors(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Each with a value of its own; a file holds one number of each."""
+    """Tensors that take one number each in a file, filled with distinct values."""
     return {
         name: torch.tensor(i) if not shape else torch.full((1,), 1.0 + i).expand(shape)
         for i, (name, shape) in enumerate(shapes.items())
@@ -154,7 +154,7 @@ def dense(heads: Callable[[list[int]], dict], size: str) -> dict[str, Tensor]:
 
 @dataclass
 class Published:
-    """A published model: its config, its file, and what the report must say."""
+    """A published model: its config, its file, and what the converter must report."""
 
     config: str
     make: Callable[[], dict]
