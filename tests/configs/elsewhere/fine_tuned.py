@@ -1,4 +1,4 @@
-_base_ = 'dat_pp::imagenet/dat-pp-tiny_32xb128_in1k.py'
+_base_ = __import__('dat_pp').config('dat-pp-tiny_32xb128_in1k')
 model = dict(
     backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='classifier.pth')),
     head=dict(num_classes=3),

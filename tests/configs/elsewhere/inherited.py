@@ -1,1 +1,1 @@
-_base_ = 'dat_pp::coco/mask-rcnn_dat-pp-t_fpn_32xb2-amp-ms-crop-1x_coco.py'
+_base_ = __import__('dat_pp').config('mask-rcnn_dat-pp-t_fpn_32xb2-amp-ms-crop-1x_coco')

@@ -4,9 +4,9 @@ _base_ = [
     'mmdet::_base_/schedules/schedule_1x.py',
     'mmdet::_base_/default_runtime.py',
 ]
-custom_imports = dict(imports=['dat_pp', 'own_modules.detector'])
+custom_imports = dict(imports=['own_modules.detector'])
 model = dict(
     type='TwiceRetinaNet',
-    backbone=dict(_delete_=True, type='DAT', arch='dat-t++', out_indices=(1, 2, 3)),
+    backbone=dict(_delete_=True, type='dat_pp.DAT', arch='dat-t++', out_indices=(1, 2, 3)),
     neck=dict(in_channels=[128, 256, 512], start_level=0),
 )

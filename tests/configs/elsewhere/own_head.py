@@ -1,5 +1,5 @@
-_base_ = 'dat_pp::ade20k/dat-pp-tiny_fpn_8xb4-40k_ade20k-512x512.py'
-custom_imports = dict(imports=['dat_pp', 'own_modules.head'])
+_base_ = __import__('dat_pp').config('dat-pp-tiny_fpn_8xb4-40k_ade20k-512x512')
+custom_imports = dict(imports=['own_modules.head'])
 model = dict(
     neck=None,
     decode_head=dict(
