@@ -127,10 +127,13 @@ def use_cpu_if_needed(cfg: Config) -> None:
 
 
 def _needs_float32(model: dict) -> bool:
-    """Whether a two-stage detector takes RoIs in low precision: RoIAlign knows no bfloat16."""
-    roi_head = model.get('roi_head') or {}
-    extractors = (roi_head.get(f'{name}_roi_extractor') for name in ('bbox', 'mask'))
-    return any(each and each.get('type') != 'Float32RoIExtractor' for each in extractors)
+    """Whether a two-stage detector gives NMS or RoIAlign bfloat16, which they refuse on CPUs."""
+    roi_head = model.get('roi_head')
+    if not roi_head:
+        return False
+    parts = [roi_head.get(f'{name}_roi_extractor') for name in ('bbox', 'mask')]
+    parts.append(model.get('rpn_head'))
+    return any(part and not str(part.get('type')).startswith('Float32') for part in parts)
 
 
 def _init_gloo(launcher: str) -> None:

@@ -25,6 +25,10 @@ WARNINGS = (
     'The shape of value will convert from',
     # mmengine, for boxes and polygons that reach over the border of the image.
     r'Warning: The (bbox|polygon) is out of bounds',
+    # mmengine, in every run of several processes.
+    r'Setting (OMP|MKL)_NUM_THREADS environment variable for each process',
+    # PyTorch, for weights in channels-last memory under DistributedDataParallel.
+    'Grad strides do not match bucket view strides',
     # Older releases of mmengine and of the libraries' dependencies.
     'pkg_resources is deprecated as an API',
     r'Importing from timm\.models\.\w+ is deprecated',
