@@ -1,8 +1,8 @@
 """One config per family through train and test, on small datasets in the layouts of the real ones.
 
 The data is in the current folder, where the configs look for it; `--cfg-options` only make things
-smaller. Each config runs twice: as it is, for two iterations or more on small images; and with a few
-blocks on one repeated batch, on which the loss must fall.
+smaller. Each config runs twice: as it is, for two iterations or more on small images; and with a
+few blocks on one repeated batch, on which the loss must fall.
 """
 
 import json
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def work(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A work directory whose checkpoints are deleted afterwards; the current folder has the data."""
+    """A work directory whose checkpoints are deleted afterwards, beside the data."""
     monkeypatch.chdir(folder)
     work = tmp_path / 'work'
     yield work

@@ -180,16 +180,30 @@ def test_last_incomplete_batch_is_dropped(row: Classifier, monkeypatch: pytest.M
     assert len(train_loader(config(row), images=1_281_167)) == row.iterations
 
 
+# A few blocks in float32 on 32 images, for one epoch of 8 iterations.
+TWO_PROCESSES = """
+_base_ = '{configs}/imagenet/dat-pp-tiny_32xb128_in1k.py'
+arch = dict(embed_dims=[8, 8, 16, 16], mixers=['N', 'N', 'D', 'D'], num_heads=[1, 1, 2, 2])
+model = dict(backbone=dict(arch=dict(_delete_=True, **arch)), head=dict(in_channels=16))
+train_dataloader = dict(batch_size=2, num_workers=0)
+train_cfg = dict(max_epochs=1)
+param_scheduler = None
+optim_wrapper = dict(_delete_=True, type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))
+custom_hooks = [dict(type='RecordDraws', folder={folder!r})]
+"""
+
+
 @pytest.mark.slow
 def test_every_process_has_its_own_random_stream(tmp_path: Path) -> None:
     """Two processes: augmentation and stochastic depth differ, the order of images is shared."""
     write_imagenet(tmp_path / 'data' / 'imagenet', (40, 40), train=32, val=2)
+    config = tmp_path / 'config.py'
+    config.write_text(TWO_PROCESSES.format(configs=CONFIGS, folder=str(tmp_path)))
     launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
     script = Path(__file__).parent / 'random_draws.py'
-    base = CONFIGS / 'imagenet' / 'dat-pp-tiny_32xb128_in1k.py'
     done = subprocess.run(
-        [sys.executable, *launch, script, base, tmp_path], cwd=tmp_path,
-        capture_output=True, text=True,
+        [sys.executable, *launch, script, config, '--launcher', 'pytorch', '--no-validate'],
+        cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f'draws_{rank}.json').read_text()) for rank in (0, 1))
