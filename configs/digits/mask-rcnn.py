@@ -22,6 +22,8 @@ model = dict(
         in_channels=_base_.arch.embed_dims, out_channels=channels, num_outs=4, norm_cfg=norm_cfg
     ),
     rpn_head=dict(
+        type='Float32Head',
+        base='RPNHead',
         in_channels=channels,
         feat_channels=channels,
         # Digits are 16 to 64 pixels high, and rarely wider than high.
@@ -30,11 +32,24 @@ model = dict(
     roi_head=dict(
         # Levels for digits instead of COCO's objects; few samples a bin, which is most of the cost.
         bbox_roi_extractor=dict(
-            out_channels=channels, finest_scale=16, roi_layer=dict(sampling_ratio=1)
+            type='Float32RoIExtractor',
+            out_channels=channels,
+            finest_scale=16,
+            roi_layer=dict(sampling_ratio=1),
         ),
-        bbox_head=dict(in_channels=channels, fc_out_channels=256, num_classes=10),
-        mask_roi_extractor=dict(out_channels=channels, roi_layer=dict(sampling_ratio=1)),
+        bbox_head=dict(
+            type='Float32Head',
+            base='Shared2FCBBoxHead',
+            in_channels=channels,
+            fc_out_channels=256,
+            num_classes=10,
+        ),
+        mask_roi_extractor=dict(
+            type='Float32RoIExtractor', out_channels=channels, roi_layer=dict(sampling_ratio=1)
+        ),
         mask_head=dict(
+            type='Float32Head',
+            base='FCNMaskHead',
             num_convs=2,
             in_channels=channels,
             conv_out_channels=channels,
