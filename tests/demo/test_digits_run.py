@@ -90,7 +90,7 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for path, text in files.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
-    for name in ('run', 'jobs', 'inputs', 'display'):
+    for name in ('run', 'jobs', 'inputs', 'display', 'results'):
         shutil.copy(ROOT / 'demo' / 'digits' / f'{name}.py', tmp_path / 'demo' / 'digits')
     monkeypatch.setattr(jobs, 'ROOT', tmp_path)
     monkeypatch.setattr(run.digits, 'convert', lambda root: False)
