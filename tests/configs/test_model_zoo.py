@@ -1,65 +1,33 @@
-"""The model tables and metafiles: complete, with the published results, and as generated."""
+"""The pages and metafiles of the model zoo: complete, as published, and as generated."""
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from mmengine.config import Config
+from published import PUBLISHED
 
 from dat_pp.engine import model_zoo as zoo
 from dat_pp.engine.errors import run_main
+from dat_pp.engine.flops import measure_params
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ('imagenet', 'coco', 'ade20k')
+FOLDERS = tuple(PUBLISHED)
 
-# What the papers and the published code report, by config.
-RESULTS = {
-    # top-1, top-5
-    'imagenet': {
-        'dat-pp-tiny_32xb128_in1k': (83.864, 96.734),
-        'dat-pp-small_32xb128_in1k': (84.6, None),
-        'dat-pp-base_64xb64_in1k': (84.9, None),
-        'dat-pp-base_64xb24_in1k-384px': (85.9, None),
-        'dat-tiny_32xb128_in1k': (82.034, 95.850),
-        'dat-small_32xb128_in1k': (83.686, 96.392),
-        'dat-base_32xb128_in1k': (84.028, 96.686),
-        'dat-base_64xb24_in1k-384px': (84.754, 96.982),
-    },
-    # box AP, mask AP
-    'coco': {
-        'retinanet_dat-pp-t_fpn_32xb2-amp-ms-crop-1x_coco': (46.8, None),
-        'retinanet_dat-pp-t_fpn_32xb2-amp-ms-crop-3x_coco': (49.2, None),
-        'retinanet_dat-pp-s_fpn_32xb2-amp-ms-crop-1x_coco': (48.3, None),
-        'retinanet_dat-pp-s_fpn_32xb2-amp-ms-crop-3x_coco': (50.2, None),
-        'mask-rcnn_dat-pp-t_fpn_32xb2-amp-ms-crop-1x_coco': (48.7, 43.7),
-        'mask-rcnn_dat-pp-t_fpn_32xb2-amp-ms-crop-3x_coco': (50.5, 45.1),
-        'mask-rcnn_dat-pp-s_fpn_32xb2-amp-ms-crop-1x_coco': (49.8, 44.5),
-        'mask-rcnn_dat-pp-s_fpn_32xb2-amp-ms-crop-3x_coco': (51.2, 45.7),
-        'cascade-mask-rcnn_dat-pp-t_fpn_32xb2-amp-ms-crop-1x_coco': (52.2, 45.0),
-        'cascade-mask-rcnn_dat-pp-t_fpn_32xb2-amp-ms-crop-3x_coco': (53.0, 46.0),
-        'cascade-mask-rcnn_dat-pp-s_fpn_32xb2-ms-crop-3x_coco': (54.2, 46.9),
-        'cascade-mask-rcnn_dat-pp-b_fpn_64xb1-ms-crop-3x_coco': (54.5, 47.0),
-    },
-    # mIoU at one scale, at several with flipping
-    'ade20k': {
-        'dat-pp-tiny_fpn_8xb4-40k_ade20k-512x512': (48.4, 48.8),
-        'dat-pp-small_fpn_8xb4-40k_ade20k-512x512': (49.9, 50.7),
-        'dat-pp-base_fpn_8xb4-40k_ade20k-512x512': (50.4, 51.1),
-        'dat-pp-tiny_upernet_8xb2-amp-160k_ade20k-512x512': (49.4, 50.3),
-        'dat-pp-small_upernet_8xb2-amp-160k_ade20k-512x512': (50.5, 51.2),
-        'dat-pp-base_upernet_8xb2-160k_ade20k-512x512': (51.0, 51.5),
-    },
-}
+# Task and dataset of every metric.
 TASKS = {
-    'imagenet': [('Image Classification', 'ImageNet-1k', ('Top 1 Accuracy', 'Top 5 Accuracy'))],
-    'coco': [
-        ('Object Detection', 'COCO', ('box AP',)),
-        ('Instance Segmentation', 'COCO', ('mask AP',)),
-    ],
-    'ade20k': [('Semantic Segmentation', 'ADE20K', ('mIoU', 'mIoU(ms+flip)'))],
+    'Top 1 Accuracy': ('Image Classification', 'ImageNet-1k'),
+    'Top 5 Accuracy': ('Image Classification', 'ImageNet-1k'),
+    'box AP': ('Object Detection', 'COCO'),
+    'mask AP': ('Instance Segmentation', 'COCO'),
+    'mIoU': ('Semantic Segmentation', 'ADE20K'),
+    'mIoU(ms+flip)': ('Semantic Segmentation', 'ADE20K'),
 }
 
 
@@ -96,43 +64,80 @@ def test_every_config_is_listed(folder: str) -> None:
     assert linked == [model['Name'] for model in models]
 
 
+def _published(folder: str) -> dict[str, dict[str, float | None]]:
+    """Results by config; of configs that were not published, no results."""
+    none = dict.fromkeys(PUBLISHED[folder][0].results)
+    names = [model['Name'] for model in _metafile(folder)['Models']]
+    return dict.fromkeys(names, none) | {row.config: row.results for row in PUBLISHED[folder]}
+
+
 def test_results_are_the_published_ones(folder: str) -> None:
+    published = _published(folder)
     for model in _metafile(folder)['Models']:
-        values = RESULTS[folder].get(model['Name'], (None, None))
-        expected, left = [], list(values)
-        for task, dataset, metrics in TASKS[folder]:
-            found = {metric: left.pop(0) for metric in metrics}
-            found = {metric: value for metric, value in found.items() if value is not None}
-            if found:
-                expected.append({'Task': task, 'Dataset': dataset, 'Metrics': found})
-        assert model.get('Results', []) == expected, model['Name']
-    assert RESULTS[folder].keys() <= {model['Name'] for model in _metafile(folder)['Models']}
+        found = {}
+        for result in model.get('Results', []):
+            for metric, value in result['Metrics'].items():
+                assert (result['Task'], result['Dataset']) == TASKS[metric]
+                found[metric] = value
+        expected = published.pop(model['Name'])
+        assert found == {k: v for k, v in expected.items() if v is not None}, model['Name']
+    assert not published
 
 
 def test_results_on_the_page(folder: str) -> None:
     page = (ROOT / 'configs' / folder / 'README.md').read_text()
     rows = [line.strip('| ').split(' | ') for line in page.splitlines() if '[config](' in line]
     for *cells, config in rows:
-        name = re.search(r'\((.+)\.py\)', config)[1]
-        values = RESULTS[folder].get(name, (None, None))
-        assert cells[-2:] == ['-' if v is None else str(round(v, 2)) for v in values]
+        results = _published(folder)[re.search(r'\((.+)\.py\)', config)[1]]
+        assert cells[-2:] == ['-' if v is None else str(round(v, 2)) for v in results.values()]
+
+
+def test_weights_of_every_published_model(folder: str) -> None:
+    """Two share pages each, on the page as well."""
+    models = [model for model in _metafile(folder)['Models'] if 'Weights' in model]
+    assert {model['Name'] for model in models} == {row.config for row in PUBLISHED[folder]}
+    links, configs = [], []
+    for model in models:
+        published = model['Published']
+        links += [model['Weights'], published['Mirror']]
+        configs.append((published['Repository'], published.get('Tag'), published['Config']))
+    assert {urlsplit(link).netloc for link in links} <= zoo.HOSTS.keys()
+    assert len(set(links)) == 2 * len(set(configs)) == 2 * len(models)
+    page = (ROOT / 'configs' / folder / 'README.md').read_text()
+    assert re.findall(r'\((https://[^)]*(?:1drv|tsinghua|drive\.google)[^)]*)\)', page) == links
+
+
+def test_titles() -> None:
+    """How papers write the models that file names spell in lower case."""
+    page = (ROOT / 'configs' / 'imagenet' / 'README.md').read_text()
+    titles = re.findall(r'^\| (DAT-.+?) \|', page, re.MULTILINE)
+    assert titles[:8] == [
+        'DAT-T++', 'DAT-S++', 'DAT-B++', 'DAT-B++ at 384 x 384',
+        'DAT-T', 'DAT-S', 'DAT-B', 'DAT-B at 384 x 384',
+    ]  # fmt: skip
+    assert 'DAT-T++ (overlapped, lpu)' in titles
+    page = (ROOT / 'configs' / 'coco' / 'README.md').read_text()
+    assert '| Cascade Mask R-CNN, DAT-B++ |' in page
 
 
 def test_parameters(folder: str, configs: dict[str, Config]) -> None:
-    from dat_pp.engine.flops import measure_params
-
     stored = _stored(folder)
     for name, cfg in configs.items():
         assert sum(measure_params(cfg).values()) == stored[name]['Parameters'], name
 
 
-def test_flops(folder: str, configs: dict[str, Config]) -> None:
-    found = zoo.measure_all(configs.values())
-    assert dict(zip(configs, found, strict=True)) == _stored(folder)
+@pytest.mark.slow
+def test_nothing_is_stale(tmp_path: Path) -> None:
+    """All models measured again, as a user would from another folder."""
+    script = ROOT / 'tools' / 'misc' / 'update_model_zoo.py'
+    done = subprocess.run(
+        [sys.executable, script, '--check'], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, ''), done.stdout + done.stderr
 
 
-def test_one_model_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Schedules do not matter, the size of images does."""
+def test_a_model_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The schedule does not matter, the size of the images does."""
     measured = []
 
     def measure(cfg: Config) -> object:
@@ -170,7 +175,7 @@ def ade20k() -> dict[str, Config]:
 
 @pytest.fixture
 def copy(ade20k: dict[str, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of configs/ade20k which the generator works on, without reading or measuring."""
+    """A copy of configs/ade20k, on which the tool runs without reading or measuring models."""
     folder = tmp_path / 'configs' / 'ade20k'
     shutil.copytree(ROOT / 'configs' / 'ade20k', folder)
     numbers = next(iter(_stored('ade20k').values()))
@@ -184,7 +189,7 @@ def copy(ade20k: dict[str, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return [by_config.get(id(cfg), numbers) for cfg in configs]
 
     monkeypatch.setattr(zoo, 'ROOT', tmp_path)
-    monkeypatch.setattr(zoo, 'DATA', {'ade20k': 'ADE20K'})
+    monkeypatch.setattr(zoo, 'DATASETS', {'ade20k': 'ADE20K'})
     monkeypatch.setattr(zoo, 'read_configs', read_configs)
     monkeypatch.setattr(zoo, 'measure_all', measure_all)
     return folder
@@ -215,7 +220,8 @@ def test_stale_files(copy: Path, capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize(
     ('file', 'old', 'new', 'expected'),
     [
-        ('README.md', '<!-- models -->', '', 'README.md: no lines'),
+        ('README.md', '<!-- models -->', '', 'README.md: no lines <!-- models -->'),
+        ('README.md', '<!-- /weights -->', '', 'README.md: no lines <!-- weights -->'),
         ('metafile.yml', 'Name: dat-pp-tiny_fpn', 'Name: gone_fpn', 'metafile.yml: no such config'),
     ],
 )
@@ -232,8 +238,12 @@ def test_links() -> None:
         path = ROOT / 'configs' / folder
         text = (path / 'README.md').read_text()
         for link in re.findall(r'\]\(([^)]+)\)', text):
-            if not link.startswith('https://'):
-                assert (path / link).is_file(), link
+            if link.startswith('https://'):
+                continue
+            file, _, heading = link.partition('#')
+            assert (path / file).is_file(), link
+            headings = re.findall(r'^#+ (.+)$', (path / file).read_text(), re.MULTILINE)
+            assert not heading or heading in [h.lower().replace(' ', '-') for h in headings]
         for name in re.findall(r'\b(?:configs|tools)/[\w./-]+\.(?:py|sh)\b', text):
             assert (ROOT / name).is_file(), name
 
