@@ -45,7 +45,7 @@ nitpick_ignore_regex = [
         r'py:.*',
         r'(torch|mmengine|numpy|np|collections|pathlib|os|types|argparse|nn|optional)(\..*)?',
     ),
-    (r'py:.*', r'(.*\.T|Tensor|Path|Config|Any|Callable|Sequence|Mapping|Iterable|Iterator|Module)'),
+    (r'py:.*', r'(.*\.T|Tensor|Path|Config|Any|Callable|Sequence|Mapping|Iterable|Iterator)'),
 ]
 
 

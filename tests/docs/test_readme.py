@@ -51,6 +51,7 @@ def test_python_block(tmp_path):
     assert printed.strip() == expected
 
 
+@pytest.mark.slow
 def test_config_block(tmp_path):
     (code,) = (block for block in blocks('python') if '_base_' in block)
     config = tmp_path / 'config.py'
@@ -59,8 +60,10 @@ def test_config_block(tmp_path):
     assert printed.splitlines()[-1] == 'DAT [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]'
 
 
-def commands() -> list[str]:
-    return [line for block in blocks('bash') for line in block.splitlines()]
+def commands() -> list:
+    lines = [line for block in blocks('bash') for line in block.splitlines()]
+    slow = pytest.mark.slow  # starting a tool imports a lot
+    return [pytest.param(s, marks=slow if s.startswith('python ') else ()) for s in lines]
 
 
 @pytest.mark.parametrize('command', commands())
