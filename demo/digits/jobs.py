@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -94,9 +95,10 @@ def run_stage(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    ended = None
+    ended, peak = None, 0.0
     try:
         while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+            peak = max(peak, peak_mib(process.pid))
             display.show(run.task, tail(log), run.epochs)
             yield
     finally:
@@ -105,11 +107,11 @@ def run_stage(
             ended = os.wait4(process.pid, 0)
         _, status, usage = ended
         process.returncode = os.waitstatus_to_exitcode(status)
-        seconds, cpu_seconds, peak = run.costs.get(stage, (0, 0, 0))
+        seconds, cpu_seconds, earlier_peak = run.costs.get(stage, (0, 0, 0))
         run.costs[stage] = [
             seconds + time.monotonic() - started,
             cpu_seconds + usage.ru_utime + usage.ru_stime,
-            max(peak, usage.ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)),
+            max(peak, earlier_peak),
         ]
         run.save()
     if process.returncode:
@@ -117,6 +119,14 @@ def run_stage(
         if process.returncode < 0:
             reason = f'killed by {signal.Signals(-process.returncode).name}'
         raise DemoError(f'{run.task} {stage} failed: {reason[:300]} (log: {shown(log)})')
+
+
+def peak_mib(pid: int) -> float:
+    """Peak resident memory of a process; 0 where unknown. (`ru_maxrss` includes its parent's.)"""
+    with contextlib.suppress(OSError):
+        found = re.search(r'^VmHWM:\s+(\d+)', Path(f'/proc/{pid}/status').read_text(), re.MULTILINE)
+        return int(found[1]) / 1024 if found else 0.0
+    return 0.0
 
 
 def tail(log: Path) -> str:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes the environment, then trains and tests all three tasks on handwritten digits:
-#   demo/digits/run.sh [run.py arguments]
+# Makes the environment if there is none, then trains and tests all three tasks on handwritten digits:
+#   bash demo/digits/run.sh [--force] [--longer FACTOR]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-requirements/install.sh
+bash requirements/install.sh
 exec .venv/bin/python -m demo.digits.run "$@"

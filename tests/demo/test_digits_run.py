@@ -133,7 +133,7 @@ def test_first_run_trains_tests_and_writes_results(sandbox, capsys):
     assert '| mask-rcnn | box AP | 0.700 | 0.500 |' in (work_dir / 'results.md').read_text()
     assert (work_dir / 'upernet.png').read_text() == 'figure of upernet'
     assert (work_dir / 'upernet.pth').read_text().startswith('upernet')
-    assert all(row['train_cpu_seconds'] > 0 and row['peak_mib'] > 1 for row in rows)
+    assert all(row['train_cpu_seconds'] > 0 and 1 < row['peak_mib'] < 100 for row in rows)
     assert 'classification: top-1 98.0 %\n' in capsys.readouterr().out
 
 
