@@ -35,7 +35,7 @@ def run_main(main: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | 
         argv: Its command line arguments. Default: those of this process.
 
     Returns:
-        The exit code: 2 after a user error, else the number that ``main`` returns, or 0.
+        2 after a user error, else the number that ``main`` returns, or 0: the exit code.
     """
     try:
         with hide_noise():

@@ -17,7 +17,7 @@ class SimMIMDAT(DAT):
     checkpoints like any other and leaves the token out.
 
     Args:
-        args, kwargs: See :class:`DAT`.
+        args, kwargs: See :class:`dat_pp.DAT`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
