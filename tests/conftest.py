@@ -1,9 +1,10 @@
-"""What every test starts from, and the tools called in this process."""
+"""What every test starts from, and the tools run in this process."""
 
 import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,22 +20,30 @@ from dat_pp.engine.errors import run_main
 
 @pytest.fixture(autouse=True)
 def _no_default_scope() -> None:
-    """mmengine keeps the library that a test chose for the life of the process."""
+    """Forget the library that an earlier test chose; mmengine keeps it for the whole process."""
     DefaultScope._instance_dict.clear()
 
 
 @dataclass
 class Outcome:
-    """What a tool did: exit code, the lines on stderr, and the runner if it came that far."""
+    """What a tool did: its exit code, its lines on stderr, and its runner if it came that far."""
 
     code: int
     errors: list[str]
     runner: object
 
+    def assert_rejected(self, work_dir: Path, *expected: str) -> None:
+        """Exit code 2, one line with all these texts, and nothing written."""
+        assert self.code == 2
+        assert len(self.errors) == 1, self.errors
+        for text in ('error: ', *expected):
+            assert text in self.errors[0]
+        assert not work_dir.exists()
+
 
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture) -> Callable[..., Outcome]:
-    """Call a tool as its script does: ``run('train', config, '--amp')``."""
+    """Run a tool in this process as its script does: ``run('train', config, '--amp')``."""
 
     def call(name: str, *argv: object) -> Outcome:
         runner = None
@@ -44,9 +53,9 @@ def run(capfd: pytest.CaptureFixture) -> Callable[..., Outcome]:
             nonlocal runner
             runner = tool.main(arguments)
 
-        # mmengine keeps visualizers by name for the life of a process.
-        for kind in (Visualizer, *Visualizer.__subclasses__()):
-            kind._instance_dict.clear()
+        # mmengine keeps visualizers by name for the whole process.
+        for cls in (Visualizer, *Visualizer.__subclasses__()):
+            cls._instance_dict.clear()
         capfd.readouterr()
         code = run_main(main, [str(arg) for arg in argv])
         return Outcome(code, capfd.readouterr().err.splitlines(), runner)

@@ -11,13 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_tasks import SIZE, TASKS, Task, make_task, save
+from tiny_tasks import SIZE, TASKS, make_task, save
 
-from dat_pp.engine import check_dataset
+from dat_pp.engine import check_dataset, sample_files
 from dat_pp.engine import config as config_module
 from dat_pp.engine.errors import run_main
-
-MISC = Path(__file__).parents[2] / 'tools' / 'misc'
 
 
 @dataclass
@@ -49,21 +47,6 @@ def check(capfd) -> Callable[..., Result]:
         return Result(code, out.splitlines(), err.splitlines())
 
     return call
-
-
-@pytest.fixture
-def classification(tmp_path) -> Task:
-    return make_task('classification', tmp_path)
-
-
-@pytest.fixture
-def detection(tmp_path) -> Task:
-    return make_task('detection', tmp_path)
-
-
-@pytest.fixture
-def segmentation(tmp_path) -> Task:
-    return make_task('segmentation', tmp_path)
 
 
 def edit_json(path: Path, change: Callable[[dict], object]) -> None:
@@ -355,13 +338,16 @@ def test_other_mistakes(classification, check, monkeypatch, tmp_path):
 
 
 def test_interrupt(classification, check, monkeypatch):
-    from dat_pp.engine import sample_files as files
-
     def interrupted(**kwargs: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(files, 'tqdm', interrupted)
-    result = check(classification.config, workers=2)
+    monkeypatch.setattr(sample_files, 'tqdm', interrupted)
+    # A background job of a shell ignores SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        result = check(classification.config, workers=2)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.code == 130
     assert result.errors[-1] == 'interrupted'
     assert not any('Traceback' in line for line in result.errors)

@@ -1,0 +1,278 @@
+"""Mistakes that train.py and test.py find before they write anything: one line about each."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from tiny_tasks import make_task
+
+from dat_pp.engine import config as config_module
+from dat_pp.engine import train
+from dat_pp.engine.class_counts import check_class_count
+from dat_pp.engine.errors import UserError
+
+
+def test_missing_config(run, tmp_path):
+    outcome = run('train', tmp_path / 'none.py', '--work-dir', tmp_path / 'work')
+    outcome.assert_rejected(tmp_path / 'work', 'no such file', 'none.py')
+
+
+@pytest.mark.parametrize(
+    ('option', 'expected'),
+    [
+        ('model.backbone.arch=dat-x', "model: unknown arch 'dat-x'"),
+        ('model.backbone.arch.num_heads=[3,1,1,1]', 'model: '),
+        ('model.backbone.type=Nothing', 'model: Nothing is not in'),
+        ('load_from=none.pth', 'load_from: no such file: none.pth'),
+        ('model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=none.pth',
+         'model.backbone.init_cfg.checkpoint: no such file: none.pth'),
+        ('train_dataloader.dataset.type=Nothing', 'train_dataloader.dataset: Nothing is not in'),
+        ('train_dataloader.dataset.data_root=none', 'train_dataloader.dataset.data_root: no such'),
+        ('val_dataloader.dataset.data_prefix=none', 'val_dataloader.dataset.data_prefix.img_path'),
+        ('train_dataloader.dataset.ann_file=a.txt', 'train_dataloader.dataset.ann_file: no such'),
+    ],
+)  # fmt: skip
+def test_wrong_setting(classification, run, option, expected):
+    task = classification
+    outcome = run(
+        'train', task.config, '--work-dir', task.work_dir, '--cfg-options', *option.split()
+    )
+    outcome.assert_rejected(task.work_dir, expected)
+
+
+@pytest.fixture
+def accepted(monkeypatch) -> Callable:
+    """End train.py after its checks: whether the outcome is that they found nothing."""
+    end = 'nothing found'
+
+    def stop(cfg, datasets) -> None:
+        raise UserError(end)
+
+    monkeypatch.setattr(train, 'build_runner', stop)
+    return lambda outcome: outcome.errors == [f'error: {end}']
+
+
+def advised(outcome) -> list[str]:
+    """The arguments that an error message says to give."""
+    return [
+        '--cfg-options',
+        *outcome.errors[0].split(' --cfg-options ')[1].split(' or ')[0].split(),
+    ]
+
+
+def test_missing_pretrained_weights(classification, run, accepted):
+    task = classification
+    task.add_config(
+        "model['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint='none.pth')\n"
+    )
+    outcome = run('train', task.config, '--work-dir', task.work_dir)
+    key = 'model.backbone.init_cfg'
+    outcome.assert_rejected(task.work_dir, f'{key}.checkpoint: no such file: none.pth', 'download')
+    assert advised(outcome) == ['--cfg-options', f'{key}=None']
+    outcome = run('train', task.config, '--work-dir', task.work_dir, *advised(outcome))
+    assert accepted(outcome), outcome.errors
+
+
+def test_pretrained_weights_of_another_model(classification, run, tmp_path):
+    other = tmp_path / 'other.pth'
+    torch.save({'state_dict': {'backbone.conv1.weight': torch.zeros(8, 3, 7, 7)}}, other)
+    classification.add_config(
+        f"model['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint={str(other)!r})\n"
+    )
+    outcome = run('train', classification.config, '--work-dir', classification.work_dir)
+    key = 'model.backbone.init_cfg'
+    outcome.assert_rejected(classification.work_dir, f'{key}.checkpoint: ', f'{key}=None')
+
+
+def test_start_from_a_checkpoint(classification, run, tmp_path, accepted):
+    """Other heads are fine, another backbone is not."""
+    init_default_scope('mmpretrain')
+    task, start = classification, tmp_path / 'start.pth'
+    state = MODELS.build(Config.fromfile(task.config).model).state_dict()
+    state = {key: value for key, value in state.items() if key.startswith('backbone.')}
+    torch.save({'state_dict': {**state, 'head.fc.weight': torch.zeros(5, 16)}}, start)
+    load = ['--cfg-options', f'load_from={start}']
+    assert accepted(run('train', task.config, '--work-dir', task.work_dir, *load))
+    torch.save({'state_dict': {key: value[None] for key, value in state.items()}}, start)
+    outcome = run('train', task.config, '--work-dir', task.work_dir, *load)
+    expected = f'load_from: {start} is of another model: it fits 0 of the {len(state)} weights'
+    outcome.assert_rejected(task.work_dir, expected)
+
+
+@pytest.mark.parametrize(
+    ('name', 'heads'),
+    [
+        ('classification', {'model.head.num_classes': 2}),
+        ('detection', {'model.roi_head.bbox_head.num_classes': 2,
+                       'model.roi_head.mask_head.num_classes': 2}),
+        ('segmentation', {'model.decode_head.num_classes': 2}),
+    ],
+)  # fmt: skip
+def test_wrong_class_count(name, heads, run, tmp_path, accepted):
+    task = make_task(name, tmp_path)
+    three = [f'{key}=3' for key in heads]
+    outcome = run('train', task.config, '--work-dir', task.work_dir, '--cfg-options', *three)
+    expected = [f'{key} is 3' for key in heads]
+    outcome.assert_rejected(task.work_dir, *expected, 'train_dataloader.dataset', '2 classes')
+    assert advised(outcome) == ['--cfg-options', *(f'{key}=2' for key in heads)]
+    outcome = run('train', task.config, '--work-dir', task.work_dir, *advised(outcome))
+    assert accepted(outcome), outcome.errors
+
+
+THREE = SimpleNamespace(metainfo={'classes': ('a', 'b', 'c'), 'thing_classes': ('a', 'b')})
+
+
+@pytest.mark.parametrize(
+    ('model', 'wrong'),
+    [
+        (dict(roi_head=dict(bbox_head=[dict(num_classes=3), dict(num_classes=4)])),
+         ['roi_head.bbox_head[1].num_classes is 4', 'model.roi_head.bbox_head.1.num_classes=3']),
+        (dict(panoptic_head=dict(num_things_classes=2, num_stuff_classes=2)),
+         ['num_things_classes + num_stuff_classes is 4']),
+        (dict(panoptic_head=dict(num_things_classes=2, num_stuff_classes=1)), None),
+        (dict(decode_head=dict(num_classes=3), auxiliary_head=[dict(num_classes=19)]),
+         ['model.auxiliary_head[0].num_classes is 19']),
+        (dict(auxiliary_head=dict(type='STDCHead', num_classes=7)), None),
+        (dict(bbox_head=dict(num_classes=2)), None),  # the things of panoptic data
+        (dict(bbox_head=dict(num_classes=256), language_model=dict()), None),
+        (dict(rpn_head=dict(num_classes=1), head=None, bbox_head=dict()), None),
+        (dict(type='ClsTTA', module=dict(head=dict(num_classes=4))), ['model.module.head']),
+    ],
+)  # fmt: skip
+def test_class_counts(model, wrong):
+    if wrong is None:
+        check_class_count(model, THREE, 'train')
+        return
+    with pytest.raises(UserError) as error:
+        check_class_count(model, THREE, 'train')
+    for text in (*wrong, 'train has 3 classes'):
+        assert text in str(error.value)
+
+
+def test_wrong_number_of_class_folders(classification, run):
+    task = classification
+    task.add_config("val_dataloader['dataset']['metainfo'] = dict(classes=('a', 'b', 'c'))\n")
+    outcome = run('train', task.config, '--work-dir', task.work_dir)
+    outcome.assert_rejected(task.work_dir, f'{task.data / "val"} has 2 class folders, expected 3')
+
+
+@pytest.mark.parametrize(
+    ('name', 'folder', 'option'),
+    [
+        ('classification', '.', 'train_dataloader.dataset.data_root'),
+        ('classification', 'val', 'val_dataloader.dataset.data_prefix'),
+        ('detection', 'train', 'train_dataloader.dataset.dataset.data_prefix.img'),
+        ('segmentation', 'labels/train', 'train_dataloader.dataset.data_prefix.seg_map_path'),
+    ],
+)
+def test_what_to_do_about_a_missing_folder(name, folder, option, run, tmp_path, accepted):
+    task = make_task(name, tmp_path)
+    moved = (task.data / folder).rename(tmp_path / 'elsewhere')
+    outcome = run('train', task.config, '--work-dir', task.work_dir)
+    advice = f'put or link the data there, or set --cfg-options {option}=...'
+    outcome.assert_rejected(task.work_dir, str(task.data / folder), advice)
+    outcome = run(
+        'train', task.config, '--work-dir', task.work_dir, '--cfg-options', f'{option}={moved}'
+    )
+    if folder == '.':  # the next one is missed
+        outcome.assert_rejected(task.work_dir, 'val_dataloader.dataset.data_root: no such folder')
+    else:
+        assert accepted(outcome), outcome.errors
+
+
+def test_readme_of_the_real_data(segmentation, run):
+    outcome = run(
+        'train', segmentation.config, '--work-dir', segmentation.work_dir, '--cfg-options',
+        'train_dataloader.dataset.type=ADE20KDataset', 'train_dataloader.dataset.data_root=none',
+        'train_dataloader.dataset.metainfo=None',
+    )  # fmt: skip
+    outcome.assert_rejected(segmentation.work_dir, ', see configs/ade20k/README.md, or set')
+
+
+def test_wrong_layout_classification(classification, run):
+    task = classification
+    for folder in (task.data / 'val').iterdir():  # images directly in the split, no classes
+        for image in folder.iterdir():
+            image.rename(task.data / 'val' / image.name)
+        folder.rmdir()
+    outcome = run('train', task.config, '--work-dir', task.work_dir)
+    outcome.assert_rejected(task.work_dir, 'val_dataloader.dataset: ', str(task.data / 'val'))
+
+
+def test_wrong_layout_detection(detection, run):
+    task = detection
+    (task.data / 'train').rename(task.data / 'train2017')
+    outcome = run('train', task.config, '--work-dir', task.work_dir)
+    key = 'train_dataloader.dataset.dataset.data_prefix.img: no such folder'
+    outcome.assert_rejected(task.work_dir, key, str(task.data / 'train'))
+    (task.data / 'train').mkdir()
+    outcome = run('train', task.config, '--work-dir', task.work_dir)
+    outcome.assert_rejected(task.work_dir, 'train_dataloader.dataset.dataset: ', '0.png')
+
+
+def test_missing_annotations_of_the_evaluator(detection, run):
+    outcome = run(
+        'train', detection.config, '--work-dir', detection.work_dir,
+        '--cfg-options', 'val_evaluator.ann_file=none.json',
+    )  # fmt: skip
+    outcome.assert_rejected(detection.work_dir, 'val_evaluator.ann_file', 'none.json')
+
+
+def test_wrong_layout_segmentation(segmentation, run):
+    task = segmentation
+    (task.data / 'labels' / 'train' / '0.png').rename(task.data / 'labels' / 'train' / 'a.png')
+    outcome = run('train', task.config, '--work-dir', task.work_dir)
+    outcome.assert_rejected(task.work_dir, 'seg_map_path', 'labels/train/0.png')
+    for image in (task.data / 'images' / 'train').iterdir():
+        image.rename(image.with_suffix('.bmp'))
+    outcome = run('train', task.config, '--work-dir', task.work_dir)
+    outcome.assert_rejected(task.work_dir, 'train_dataloader.dataset: no samples', 'images/train')
+
+
+def test_library_not_installed(segmentation, run, monkeypatch):
+    monkeypatch.setattr(config_module.importlib.util, 'find_spec', lambda name: None)
+    expected = 'pip install --no-build-isolation onedl-mmsegmentation'
+    outcome = run('train', segmentation.config, '--work-dir', segmentation.work_dir)
+    outcome.assert_rejected(segmentation.work_dir, "needs 'mmseg', which is not", expected)
+
+
+def test_inherited_library_not_installed(segmentation, run, monkeypatch):
+    def missing(*args, **kwargs):
+        raise ModuleNotFoundError('mmseg is not installed, please install mmseg manually')
+
+    monkeypatch.setattr(config_module.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(Config, 'fromfile', missing)
+    outcome = run('train', segmentation.config, '--work-dir', segmentation.work_dir)
+    expected = 'pip install --no-build-isolation onedl-mmsegmentation'
+    outcome.assert_rejected(segmentation.work_dir, "needs 'mmseg', which is not", expected)
+
+
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_wrong_checkpoint(tool, classification, run, tmp_path):
+    task = classification
+
+    def attempt(path):
+        given = [path] if tool == 'test' else ['--resume', path]
+        return run(tool, task.config, *given, '--work-dir', task.work_dir)
+
+    attempt(tmp_path / 'none.pth').assert_rejected(task.work_dir, 'no such file', 'none.pth')
+    broken = tmp_path / 'broken.pth'
+    broken.write_text('not a checkpoint')
+    attempt(broken).assert_rejected(task.work_dir, 'cannot read', 'broken.pth')
+    other = tmp_path / 'other.pth'
+    torch.save({'state_dict': {'backbone.stem.unknown': torch.zeros(1)}}, other)
+    outcome = attempt(other)
+    outcome.assert_rejected(task.work_dir, 'does not fit', 'other.pth', 'backbone.stem.unknown')
+
+
+def test_out_must_be_a_pickle(classification, run, tmp_path):
+    init_default_scope('mmpretrain')
+    task = classification
+    cfg = Config.fromfile(task.config)
+    checkpoint = tmp_path / 'fits.pth'
+    torch.save(MODELS.build(cfg.model).state_dict(), checkpoint)
+    outcome = run('test', task.config, checkpoint, '--work-dir', task.work_dir, '--out', 'a.json')
+    outcome.assert_rejected(task.work_dir, '--out', 'a.json', '.pkl')
