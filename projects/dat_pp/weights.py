@@ -89,7 +89,7 @@ def _read_local(path: str) -> Any:
         zipped = zipfile.is_zipfile(path)
         if zipped:  # files from before PyTorch 1.6 are not; they must hold nothing but plain data
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        stand_ins = [(_Value if name.startswith('numpy.') else _Object, name) for name in names]
+        stand_ins: list[Any] = [(_Value if n.startswith('numpy.') else _Object, n) for n in names]
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             warnings.simplefilter('ignore')
             return torch.load(path, map_location='cpu', weights_only=True, mmap=zipped)
@@ -108,7 +108,7 @@ class _Object:
     It is an OrderedDict, whose items PyTorch's safe reader sets; those of subclasses it refuses.
     """
 
-    def __new__(cls, *args: Any) -> OrderedDict:
+    def __new__(cls, *args: Any) -> Any:
         return OrderedDict()
 
 
@@ -291,7 +291,7 @@ def convert_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _published_names(names: Set[str]) -> dict[str, str]:
     """Published name -> ours, for every parameter of the model that has most of these names."""
-    renames = {}
+    renames: dict[str, str] = {}
 
     def has(prefix: str) -> bool:
         return any(name.startswith(prefix) for name in names)
@@ -309,7 +309,8 @@ def _published_names(names: Set[str]) -> dict[str, str]:
             }
             for group in groups
         ]
-        renames.update(max(options, key=lambda option: len(option.keys() & names)))
+        best = max(options, key=lambda option: len(option.keys() & names))
+        renames.update(best)
 
     add(STEM)
     for i in range(NUM_STAGES - 1):
@@ -335,11 +336,10 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
     """Fill a ``DAT`` backbone with the weights of a checkpoint, and log what was loaded.
 
     The file may hold a classifier, a detector, a segmentor or a backbone alone, under our names or
-    the published ones. Output norms are loaded only where the file's model has the same outputs:
-    the backbone of a dense task does not take over the norm of a classifier. The same holds for the
-    mask token of ``SimMIMDAT``, which other backbones do not have. Position bias tables
-    of another native resolution or window size are resized bicubically. Stages that this backbone
-    does not have are ignored.
+    the published ones. Output norms are loaded only if the file's model has the same outputs: the
+    backbone of a dense task does not take over the norm of a classifier. The mask token of
+    ``SimMIMDAT`` is loaded only into another one. Position bias tables of another native resolution
+    or window size are resized bicubically. Stages that this backbone does not have are ignored.
 
     Args:
         backbone: The backbone, a ``DAT``.
@@ -383,7 +383,7 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
     expected = {name: value for name, value in own.items() if name not in fresh}
     mismatch = compare(expected, fitted)
     if mismatch:
-        arch = backbone.arch
+        arch: Any = backbone.arch
         raise ValueError(
             f'checkpoint {checkpoint} does not fit a DAT with embed_dims {arch.embed_dims} and '
             f'mixers {arch.mixers}: {mismatch}'

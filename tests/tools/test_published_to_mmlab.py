@@ -11,6 +11,7 @@ from pathlib import Path
 import golden
 import pytest
 import torch
+from fresh import python
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from published_models import (
@@ -95,6 +96,17 @@ def build(config: Path) -> torch.nn.Module:
     init_default_scope(cfg.default_scope)
     with torch.device('meta'):
         return MODELS.build(cfg.model)
+
+
+def test_script(src: Path, tmp_path: Path) -> None:
+    """In a process of its own and another folder: the file, the report and nothing else."""
+    pytest.importorskip('mmpretrain')
+    save_tiny(src)
+    script = ROOT / 'tools' / 'model_converters' / 'published_to_mmlab.py'
+    done = python(tmp_path, script, 'src.pth', 'dst.pth')
+    assert (done.returncode, done.stderr) == (0, '')
+    assert done.stdout.startswith('model     classifier\nvariant   dat-t++\n')
+    assert torch.load(tmp_path / 'dst.pth', weights_only=True)['state_dict']
 
 
 # Every published model

@@ -109,22 +109,25 @@ def installed(name: str) -> Path:
 
 def fitting_configs(src: Path, weights: Mapping[str, Tensor], forced: Path | None) -> list[Path]:
     """The configs whose models have exactly these names and shapes; at least one."""
-    family = family_of(weights)
-    if forced is None and family is None:
+    what, hint = 'does not fit', ''
+    if forced is not None:
+        paths = [forced]
+    elif family := family_of(weights):
+        paths = configs_of(family)
+        what = f'is a {family.title} that fits no config; the closest is'
+        hint = '. If it is a model of your own, give its config with --config'
+    else:
         raise UserError(
             f'SRC: {src} has a DAT backbone, but not the head of a '
             + ', '.join(family.title for family in FAMILIES)
             + '; give the config with --config, or, for the backbone alone, use the file as it is: '
             "init_cfg=dict(type='Pretrained', checkpoint=...)"
         )
-    paths = configs_of(family) if forced is None else [forced]
     problems = {path: compare(build(path), weights) for path in paths}
     fitting = [path for path in paths if not problems[path]]
     if fitting:
         return fitting
     closest = min(paths, key=lambda path: len(problems[path]))
-    what = 'does not fit' if forced else f'is a {family.title} that fits no config; the closest is'
-    hint = '' if forced else '. If it is a model of your own, give its config with --config'
     raise UserError(f'SRC: {src} {what} {osp.relpath(closest)}: {problems[closest]}{hint}')
 
 
@@ -191,7 +194,7 @@ def meta_of(src: Path, content: Mapping[str, Any]) -> dict:
         while block := file.read(2**20):
             digest.update(block)
     old = _entry(content, 'meta')
-    dataset = {}
+    dataset: dict[str, Any] = {}
     with user_errors(f'SRC: {src}: CLASSES and PALETTE in its meta'):
         if old.get('CLASSES'):
             dataset['classes'] = tuple(str(name) for name in old['CLASSES'])

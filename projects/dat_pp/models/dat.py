@@ -7,6 +7,7 @@ Blocks are in :mod:`dat_pp.models.block`, token mixers (deformable attention and
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.model import BaseModule
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ..weights import load_pretrained
 from .arch import NUM_STAGES, Arch, resolve_arch
 from .block import FFN, ConvFFN, ConvNeXtBlock, Stage, TransformerBlock
-from .layers import GELU2d, LayerNorm2d, PatchConv
+from .layers import GELU2d, LayerNorm2d, PatchConv, named_sequential
 from .mixers import MIXERS, build_mixer
 
 
@@ -53,6 +54,8 @@ class DAT(BaseModule):
     Raises:
         ValueError: An argument is out of range or does not fit; the message names the choices.
     """
+
+    init_cfg: Any
 
     def __init__(
         self,
@@ -139,7 +142,7 @@ class DAT(BaseModule):
     def _freeze(self) -> None:
         if self.frozen_stages < 0:
             return
-        frozen = [self.stem]
+        frozen: list[nn.Module] = [self.stem]
         for i in range(min(self.frozen_stages, self.num_stages)):
             frozen.append(self.stages[i])
             if i > 0:
@@ -188,18 +191,13 @@ def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(indices))
 
 
-def _named(**modules: nn.Module) -> nn.Sequential:
-    sequence = nn.Sequential()
-    for name, module in modules.items():
-        sequence.add_module(name, module)
-    return sequence
-
-
 def _stem(in_channels: int, channels: int, overlapped: bool) -> nn.Sequential:
     """Patch embedding at stride 4."""
     if not overlapped:
-        return _named(conv1=PatchConv(in_channels, channels, 4, 4), norm1=LayerNorm2d(channels))
-    return _named(
+        return named_sequential(
+            conv1=PatchConv(in_channels, channels, 4, 4), norm1=LayerNorm2d(channels)
+        )
+    return named_sequential(
         conv1=nn.Conv2d(in_channels, channels // 2, 3, 2, 1),
         norm1=LayerNorm2d(channels // 2),
         act=GELU2d(),
@@ -214,7 +212,7 @@ def _downsample(in_channels: int, channels: int, overlapped: bool) -> nn.Sequent
         conv = nn.Conv2d(in_channels, channels, 3, 2, 1, bias=False)
     else:
         conv = PatchConv(in_channels, channels, 2, 2, bias=False)
-    return _named(conv=conv, norm=LayerNorm2d(channels))
+    return named_sequential(conv=conv, norm=LayerNorm2d(channels))
 
 
 def _block(
@@ -224,8 +222,7 @@ def _block(
     channels = arch.embed_dims[stage]
     ffn = (ConvFFN if arch.conv_ffn[stage] else FFN)(channels, arch.ffn_ratio[stage], drop)
     mixer = build_mixer(letter, arch, stage, drop=drop, attn_drop=attn_drop)
-    settings = dict(lpu=arch.lpu[stage], drop_path=drop_path)
+    lpu, layer_scale = arch.lpu[stage], arch.layer_scale_init_value[stage]
     if not MIXERS[letter].residual:
-        return ConvNeXtBlock(channels, mixer, ffn, **settings)
-    layer_scale = arch.layer_scale_init_value[stage]
-    return TransformerBlock(channels, mixer, ffn, layer_scale=layer_scale, **settings)
+        return ConvNeXtBlock(channels, mixer, ffn, lpu, drop_path)
+    return TransformerBlock(channels, mixer, ffn, lpu, layer_scale, drop_path)

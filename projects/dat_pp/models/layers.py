@@ -4,6 +4,8 @@ Feature maps are (B, C, H, W) tensors in channels-last memory format, so their v
 contiguous. Pointwise layers work on that view; other memory formats give the same result, slower.
 """
 
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,6 +69,11 @@ class PatchConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(pad_bottom_right(x, *self.kernel_size))
+
+
+def named_sequential(**modules: nn.Module) -> nn.Sequential:
+    """``nn.Sequential`` with the keywords as names."""
+    return nn.Sequential(OrderedDict(modules))
 
 
 def pad_bottom_right(x: Tensor, height: int, width: int) -> Tensor:

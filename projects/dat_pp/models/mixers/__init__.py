@@ -6,7 +6,7 @@ and what its static method ``settings`` takes from an ``arch`` for a stage; ``se
 ValueError if the values do not fit.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Mixer(NamedTuple):
     """A row of :data:`MIXERS`."""
 
-    module: type[nn.Module]
+    module: type[Any]
     description: str
     residual: bool = True
     """Whether mixer and FFN have a norm and a residual each; else they share one (ConvNeXt)."""

@@ -25,6 +25,8 @@ class SharedDepthwiseConv(nn.Conv2d):
     smaller than the kernel is zero-padded to its size.
     """
 
+    bias: Tensor
+
     def __init__(self, channels: int, kernel_size: int, stride: int, padding: int) -> None:
         super().__init__(channels, channels, kernel_size, stride, padding, groups=channels)
 
@@ -34,6 +36,33 @@ class SharedDepthwiseConv(nn.Conv2d):
         groups = x.shape[1] // self.out_channels
         weight, bias = self.weight.repeat(groups, 1, 1, 1), self.bias.repeat(groups)
         return F.conv2d(x, weight, bias, self.stride, self.padding, groups=x.shape[1])
+
+
+class OffsetNetwork(nn.Module):
+    """Predict offsets from queries, with shared weights for all groups (DAT, figure 2 b).
+
+    (B, groups * channels, H, W) -> (B, groups, Hk, Wk, 2), offsets (dy, dx), in float32 or float64
+    whatever the dtype of the queries: half precision would move samples by a noticeable part of a
+    pixel.
+    """
+
+    def __init__(self, channels: int, groups: int, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        self.groups = groups
+        padding = 0 if kernel_size == stride else kernel_size // 2
+        self.dwconv = SharedDepthwiseConv(channels, kernel_size, stride, padding)
+        self.norm = nn.LayerNorm(channels)
+        self.act = nn.GELU()
+        self.proj = nn.Conv2d(channels, 2, 1, bias=False)
+
+    def forward(self, q_map: Tensor) -> Tensor:
+        hidden = self.dwconv(q_map).permute(0, 2, 3, 1)
+        hidden = hidden.unflatten(-1, (self.groups, -1))  # (B, Hk, Wk, g, C / g)
+        hidden = self.act(self.norm(hidden))
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        with torch.autocast(q_map.device.type, enabled=False):
+            offset = F.linear(hidden.to(dtype), self.proj.weight.flatten(1).to(dtype))
+        return offset.movedim(3, 1).contiguous()
 
 
 class DeformableAttention(nn.Module):
@@ -63,6 +92,9 @@ class DeformableAttention(nn.Module):
         drop: Dropout of the output.
     """
 
+    rpe_table: Any
+    """Parameters of the position bias; named as in the published code, whatever the bias."""
+
     def __init__(
         self,
         channels: int,
@@ -88,15 +120,7 @@ class DeformableAttention(nn.Module):
         self.use_offset = use_offset
         self.attn_drop = attn_drop
 
-        group_channels = channels // groups
-        padding = 0 if kernel_size == stride else kernel_size // 2
-        self.conv_offset = nn.Sequential()
-        self.conv_offset.add_module(
-            'dwconv', SharedDepthwiseConv(group_channels, kernel_size, stride, padding)
-        )
-        self.conv_offset.add_module('norm', nn.LayerNorm(group_channels))
-        self.conv_offset.add_module('act', nn.GELU())
-        self.conv_offset.add_module('proj', nn.Conv2d(group_channels, 2, 1, bias=False))
+        self.conv_offset = OffsetNetwork(channels // groups, groups, kernel_size, stride)
         if not use_offset:  # unused, but part of published checkpoints
             self.conv_offset.requires_grad_(False)
 
@@ -105,7 +129,7 @@ class DeformableAttention(nn.Module):
         self.proj_v = PointwiseConv(channels, channels)
         self.proj_out = PointwiseConv(channels, channels)
         self.drop = nn.Dropout(drop)
-        self._build_bias(channels, native_size, kernel_size, padding)
+        self._build_bias(channels, native_size)
 
     @staticmethod
     def settings(arch: 'Arch', stage: int) -> dict[str, Any]:
@@ -133,17 +157,15 @@ class DeformableAttention(nn.Module):
             use_offset=arch.use_offset[stage],
         )
 
-    def _build_bias(
-        self, channels: int, native_size: tuple[int, int], kernel_size: int, padding: int
-    ) -> None:
+    def _build_bias(self, channels: int, native_size: tuple[int, int]) -> None:
         height, width = native_size
         if self.position_bias == 'table':
             shape = (self.num_heads, 2 * height - 1, 2 * width - 1)
             self.rpe_table = nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.01))
         elif self.position_bias == 'fixed':
-            samples = math.prod(
-                max(0, n + 2 * padding - kernel_size) // self.stride + 1 for n in native_size
-            )
+            conv = self.conv_offset.dwconv
+            margin = 2 * int(conv.padding[0]) - conv.kernel_size[0]
+            samples = math.prod(max(0, n + margin) // self.stride + 1 for n in native_size)
             shape = (self.num_heads, height * width, samples)
             self.rpe_table = nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.01))
         elif self.position_bias == 'dwconv':
@@ -176,29 +198,19 @@ class DeformableAttention(nn.Module):
 
     def sample_positions(self, q_map: Tensor) -> Tensor:
         """Normalized (y, x) of the samples, (B, g, Hk, Wk, 2), in float32 or float64."""
-        hidden = self.conv_offset.dwconv(q_map).permute(0, 2, 3, 1)
-        hidden = hidden.unflatten(-1, (self.groups, -1))  # (B, Hk, Wk, g, C / g)
-        hidden = self.conv_offset.act(self.conv_offset.norm(hidden))
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        # Half precision would move the samples by a noticeable part of a pixel.
-        with torch.autocast(q_map.device.type, enabled=False):
-            weight = self.conv_offset.proj.weight.flatten(1).to(dtype)
-            offset = F.linear(hidden.to(dtype), weight)
-            offset = offset.movedim(3, 1).contiguous()  # (B, g, Hk, Wk, 2)
-            size = offset.shape[2:4]
-            reference = torch.stack(
-                torch.meshgrid(*(self.reference_points(n, offset) for n in size), indexing='ij'), -1
-            )
-            if self.offset_range < 0:
-                if self.coordinates == 'dat':
-                    return (reference + offset).tanh()
-                return (reference + offset).clamp(-1, 1)
-            if self.offset_range > 0 or self.coordinates == 'dat++':
-                # The published code rounds the step to float32 in float64 models too.
-                step = [1 / self.steps(n) for n in size]
-                step = torch.tensor(step, dtype=torch.float32, device=offset.device)
-                offset = offset.tanh() * step * self.offset_range
-            return reference + offset
+        offset = self.conv_offset(q_map)
+        size = offset.shape[2:4]
+        axes = [self.reference_points(length, offset) for length in size]
+        reference = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1)
+        if self.offset_range < 0:
+            positions = reference + offset
+            return positions.tanh() if self.coordinates == 'dat' else positions.clamp(-1, 1)
+        if self.offset_range > 0 or self.coordinates == 'dat++':
+            # The published code rounds the step to float32 in float64 models too.
+            inverse = [1 / self.steps(length) for length in size]
+            step = torch.tensor(inverse, dtype=torch.float32, device=offset.device)
+            offset = offset.tanh() * step * self.offset_range
+        return reference + offset
 
     def steps(self, length: int) -> int:
         """Divisor that normalizes an axis: ``length - 1`` (DAT++) or ``length`` (DAT)."""
@@ -232,7 +244,7 @@ class DeformableAttention(nn.Module):
         """Attend from queries (B, heads, H, W, d) to the samples, with the position bias."""
         dropout_p = self.attn_drop if self.training else 0.0
         height, width = q.shape[2:4]
-        if self.position_bias == 'table':
+        if self.position_bias == 'table' and positions is not None:
             query_y = self.query_positions(height, positions)
             query_x = self.query_positions(width, positions)
             return deformable_attention(
@@ -244,7 +256,7 @@ class DeformableAttention(nn.Module):
             bias = F.interpolate(
                 self.rpe_table[None], size=size, mode='bilinear', align_corners=True
             )
-        elif self.position_bias == 'log_cpb':
+        elif self.position_bias == 'log_cpb' and positions is not None:
             bias = self.log_cpb(positions, height, width)
         return attention(q.flatten(2, 3), k, v, bias, dropout_p).view(q.shape)
 
@@ -261,7 +273,7 @@ class DeformableAttention(nn.Module):
         """Resize a table of another native resolution in ``state_dict``."""
         table = state_dict.get(prefix + 'rpe_table')
         if self.position_bias == 'table' and table is not None and table.dim() == 3:
-            size = self.rpe_table.shape[1:]
+            size = tuple(self.rpe_table.shape[1:])
             if table.shape[1:] != size:
                 state_dict[prefix + 'rpe_table'] = resize_table(table, size)
 

@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ...ops import attention
-from ..layers import LayerNorm2d, PatchConv, PointwiseConv, merge_heads, split_heads
+from ..layers import (
+    LayerNorm2d,
+    PatchConv,
+    PointwiseConv,
+    merge_heads,
+    named_sequential,
+    split_heads,
+)
 
 if TYPE_CHECKING:
     from ..arch import Arch
@@ -34,11 +41,10 @@ class SpatialReductionAttention(nn.Module):
         self.kv = PointwiseConv(channels, 2 * channels)
         self.proj = PointwiseConv(channels, channels)
         self.drop = nn.Dropout(drop)
-        self.reduction = nn.Identity()
+        self.reduction: nn.Module = nn.Identity()
         if ratio > 1:
-            self.reduction = nn.Sequential()
-            self.reduction.add_module('conv', PatchConv(channels, channels, ratio, ratio))
-            self.reduction.add_module('norm', LayerNorm2d(channels))
+            conv = PatchConv(channels, channels, ratio, ratio)
+            self.reduction = named_sequential(conv=conv, norm=LayerNorm2d(channels))
 
     @staticmethod
     def settings(arch: 'Arch', stage: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class WindowAttention(nn.Module):
         drop: Dropout of the output.
     """
 
+    relative_position_index: Tensor
     shifted = False
     """Whether windows are shifted cyclically by ``ceil(w / 2)``."""
 
@@ -133,8 +134,9 @@ def shift_mask(rows: int, columns: int, window_size: int, shift: int, like: Tens
 
     def regions(windows: int) -> Tensor:  # (windows, w), cut at -w and -shift
         position = torch.arange(windows * window_size, device=like.device)
-        cuts = len(position) - window_size, len(position) - shift
-        return sum((position >= cut).long() for cut in cuts).view(windows, window_size)
+        first, second = len(position) - window_size, len(position) - shift
+        region = (position >= first).long() + (position >= second).long()
+        return region.view(windows, window_size)
 
     y, x = regions(rows), regions(columns)
     region = 3 * y[:, None, :, None] + x[None, :, None, :]  # (rows, columns, w, w)
