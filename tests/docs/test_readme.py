@@ -1,4 +1,4 @@
-"""The README's code runs as written, and links in Markdown pages lead somewhere."""
+"""The README's code runs as written; links and scripts that Markdown pages name exist."""
 
 import re
 import shlex
@@ -93,7 +93,19 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+pages = pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@pages
+def test_scripts(page):
+    for script in re.findall(
+        r'(?<![\w/])(?:demo|requirements|tools)/[\w/]+\.(?:py|sh)\b', page.read_text()
+    ):
+        created = f'# {script}\n' in page.read_text()  # by a recipe of docs/extending.md
+        assert created or (ROOT / script).is_file(), f'{page}: {script} does not exist'
+
+
+@pages
 def test_links(page):
     for target, anchor in LINK.findall(page.read_text()):
         file = page.parent / target
