@@ -238,9 +238,10 @@ def test_channels_last_throughout(arch: dict, training: bool) -> None:
 @pytest.mark.parametrize(
     ('backend', 'arch', 'out_indices'),
     [
-        ('inductor', dict(TINY, mixers=['ND', 'D', 'D', 'D']), (0,)),  # minutes, were it larger
-        ('aot_eager', ALL_MIXERS, (0, 1, 2, 3)),
-        ('aot_eager', V1, (0, 1, 2, 3)),
+        ('aot_eager', TINY, (0,)),
+        pytest.param('aot_eager', ALL_MIXERS, (0, 1, 2, 3), marks=pytest.mark.slow),
+        pytest.param('aot_eager', V1, (0, 1, 2, 3), marks=pytest.mark.slow),
+        pytest.param('inductor', TINY, (0,), marks=pytest.mark.slow),
     ],
 )
 def test_compile(backend: str, arch: dict, out_indices: tuple[int, ...]) -> None:

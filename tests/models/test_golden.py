@@ -83,6 +83,7 @@ def _float32_output(case: str, device: str) -> tuple[torch.Tensor, torch.Tensor]
     return (outs if isinstance(outs, torch.Tensor) else outs[0]).cpu(), golden.outputs(case)[0]
 
 
+@pytest.mark.slow
 def test_golden_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('DAT_PP_BACKEND', 'triton')
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
