@@ -82,7 +82,7 @@ setup(
     python_requires='>=3.10',
     package_dir={'': 'projects'},
     packages=find_packages('projects'),
-    package_data={'dat_pp.ops': ['*.h', '*/*.cpp']},
+    package_data={'dat_pp.ops': ['*/*.h', '*/*.cpp']},
     cmdclass={'build_py': BuildWithMim},
     # torch and mmengine are needed too. They are not listed: mmengine comes as `mmengine` or as
     # `onedl-mmengine`, and torch must be the one that mmcv was compiled with.

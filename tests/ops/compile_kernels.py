@@ -36,7 +36,7 @@ def main(dtype: str) -> None:
     """Compile the kernels for inputs of ``dtype``, a name of Triton's; print their names."""
     precision = 'ieee' if dtype == 'fp32' else 'tf32'
     for operator, (names, half, flags) in KERNELS.items():
-        module = importlib.import_module(f'dat_pp.ops.{operator}_attention.kernels')
+        module = importlib.import_module(f'dat_pp.ops.{operator}.triton_kernels')
         for name in names:
             kernel = getattr(module, name)
             config = {}

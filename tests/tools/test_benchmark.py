@@ -6,6 +6,7 @@ import os
 import resource
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,13 +19,10 @@ from dat_pp import DAT
 from dat_pp.benchmark import cases, measure, profile, report
 from dat_pp.benchmark import run as main
 from dat_pp.engine.errors import run_main
+from dat_pp.ops import deformable, neighborhood
 
 CPU = torch.device('cpu')
-# The functions of the same names hide the modules.
-MODULES = {
-    name: importlib.import_module(f'dat_pp.ops.{name}')
-    for name in ('deformable_attention', 'neighborhood_attention')
-}
+MODULES = {'deformable_attention': deformable, 'neighborhood_attention': neighborhood}
 VARIABLE = 'DAT_PP_BACKEND'
 SHORT = dict(base='dat-t++', mixers=['ND', 'N', 'D', 'D'])
 SHORT_RUN = ['--models', 'dat-t', '--sizes', '32', '--repeat', '1']
@@ -192,13 +190,15 @@ def test_backends(
         monkeypatch.delenv(VARIABLE, raising=False)
     used = set()
     for operator, module in MODULES.items():
-        for name, run in list(module.BACKENDS.items()):
+        for name, real in list(module.BACKENDS.items()):
 
-            def record(*args: object, key: tuple = (operator, name), run: Callable = run) -> object:
+            def record(
+                *args: object, key: tuple = (operator, name), run: Callable = real.run
+            ) -> object:
                 used.add((*key, os.environ.get(VARIABLE)))
                 return run(*args)
 
-            monkeypatch.setitem(module.BACKENDS, name, record)
+            monkeypatch.setitem(module.BACKENDS, name, replace(real, run=record))
     models = tool.contestants.Models(tool.contestants.Setting(CPU))
     names = ['dat-t++', 'dat-t++:blocked', 'dat-t++:reference']
     size = tool.contestants.Size(1, 64, 64)
@@ -252,13 +252,14 @@ def test_shapes_are_those_of_the_model(
     seen, setting = {}, tool.contestants.Setting(CPU)
     for name, module in MODULES.items():
 
-        def record(*args: object, name: str = name, run: Callable = module.reference) -> object:
+        def record(*args: object, name: str = name, run: Callable = module.reference.run) -> object:
             tensors = [x for x in args if isinstance(x, torch.Tensor)]
             call = name, *((tuple(x.shape), x.dtype) for x in tensors)
             seen[call] = len(seen)
             return run(*args)
 
-        monkeypatch.setitem(module.BACKENDS, 'native', record)
+        fake = replace(module.BACKENDS['native'], run=record)
+        monkeypatch.setitem(module.BACKENDS, 'native', fake)
     size = tool.contestants.Size(1, 70, 100)
     arch = dict(base='dat-t++', mixers=['ND', 'ND', 'ND', 'D'])
     with torch.no_grad():
@@ -609,7 +610,12 @@ def test_mistakes(
 ) -> None:
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.setitem(
-        tool.contestants.OBSTACLES, 'triton', lambda *_: 'there is no GPU in this test'
+        deformable.BACKENDS,
+        'triton',
+        replace(
+            deformable.BACKENDS['triton'],
+            unsupported_reason=lambda *_: 'there is no GPU in this test',
+        ),
     )
     folder = tmp_path / 'out'
     try:

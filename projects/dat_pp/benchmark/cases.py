@@ -17,8 +17,8 @@ from ..engine.flops import META, PRODUCTS, count
 from ..models import DAT
 from ..models.arch import ARCH_SETTINGS, NUM_STAGES, resolve_arch
 from ..ops import deformable_attention, neighborhood_attention
-from ..ops.backend import ENVIRONMENT_VARIABLE, OBSTACLES
-from ..ops.deformable_attention import BACKENDS
+from ..ops.deformable import BACKENDS
+from ..ops.dispatch import ENVIRONMENT_VARIABLE
 from .measure import Contestant
 
 OTHER_MODELS = ('swin-t', 'convnext-t')
@@ -109,9 +109,9 @@ def _check(
             f'{option}: unknown backend {backend!r} in {name!r}; choose one of {choices}'
         )
     heads = torch.empty(HEAD_SIZE, dtype=setting.dtype, device=setting.device)
-    obstacle = OBSTACLES[backend](heads, heads, heads, 0.0) if backend in OBSTACLES else None
-    if obstacle:
-        raise UserError(f'{option}: {name!r} cannot run: {obstacle}')
+    reason = BACKENDS[backend].unsupported_reason(heads, heads, heads, 0.0)
+    if reason:
+        raise UserError(f'{option}: {name!r} cannot run: {reason}')
 
 
 @contextlib.contextmanager

@@ -1,7 +1,10 @@
-"""The attention operators of DAT++ as plain functions on tensors."""
+"""The attention operators of DAT++ as plain functions on tensors.
 
-from .attention import attention
-from .deformable_attention import deformable_attention
-from .neighborhood_attention import neighborhood_attention
+They need PyTorch only. Triton is imported and C++ compiled when a backend first runs.
+"""
+
+from .deformable import deformable_attention
+from .dense import attention
+from .neighborhood import neighborhood_attention
 
 __all__ = ['attention', 'deformable_attention', 'neighborhood_attention']

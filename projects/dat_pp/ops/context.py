@@ -1,0 +1,36 @@
+"""What PyTorch is doing while an operator is called, as far as custom operators care."""
+
+from collections.abc import Callable
+
+import torch
+from torch.autograd import forward_ad
+
+
+def is_transformed() -> bool:
+    """Whether derivatives are taken by torch.func or in forward mode.
+
+    Custom operators have neither: torch.func.grad raises an error, and in forward mode PyTorch
+    takes their output for a constant. ``torch.func.vmap`` alone runs them image by image.
+    """
+    if forward_ad._current_level >= 0:
+        return True
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    functorch = torch._C._functorch
+    return torch.compiler.is_compiling() or any(
+        level.key() != functorch.TransformType.Vmap for level in functorch.get_interpreter_stack()
+    )
+
+
+def is_exporting() -> bool:
+    """Whether torch.export or torch.onnx.export traces this call."""
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+
+
+def constant_when_compiled(function: Callable) -> Callable:
+    """Have torch.compile call a function without arguments while tracing and keep its result.
+
+    This is ``torch.compiler.assume_constant_result``, which would import the compiler and Triton.
+    """
+    function._dynamo_marked_constant = True
+    return function
