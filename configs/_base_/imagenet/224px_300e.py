@@ -46,3 +46,7 @@ param_scheduler = [
 auto_scale_lr = dict(base_batch_size=4096)
 # seed + rank in each process, so that mixup, cutmix and stochastic depth differ between GPUs.
 randomness = dict(seed=0, diff_rank_seed=True)
+# mmpretrain's browse_dataset.py hands these keys to the class as they are: no `_scope_` among them.
+visualizer = dict(
+    _delete_=True, type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')]
+)
