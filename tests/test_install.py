@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from fresh import python
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
@@ -59,6 +60,7 @@ def wheel_folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_wheel_holds_copies(wheel_folder):
     inside = wheel_folder / 'dat_pp' / '.mim'
     for name in ('configs', 'tools'):
@@ -74,21 +76,35 @@ def test_wheel_holds_copies(wheel_folder):
     assert f'Version: {dat_pp.__version__}' in metadata.read_text()
 
 
+@pytest.mark.slow
 def test_wheel_resolves_its_own_configs(wheel_folder, tmp_path):
+    """By name, through mmengine's hub, and in the lazy form, which has a file for every config."""
+    lazy = wheel_folder / 'dat_pp' / 'configs'
+    names = {path.relative_to(lazy).as_posix() for path in lazy.rglob('*.py')}
+    configs = [path.relative_to(ROOT / 'configs') for path in (ROOT / 'configs').glob('[!_]*/*.py')]
+    assert names == {path.as_posix().replace('-', '_') for path in configs}
+    (tmp_path / 'mine.py').write_text(
+        'from mmengine.config import read_base\n'
+        'with read_base():\n    from dat_pp.configs.digits.mask_rcnn import *\n'
+        'model.update(dict(backbone=dict(drop_path_rate=0.25)))\n'
+    )
     code = (
-        'import dat_pp; from mmengine.hub import get_config;'
-        "cfg = get_config('dat_pp::digits/classification.py');"
-        'print(dat_pp.__file__, cfg.filename, cfg.model.backbone.type)'
+        'from mmengine.config import Config\n'
+        "cfg = Config.fromfile('mine.py')\n"
+        'print(cfg.default_scope, cfg.model.backbone.drop_path_rate, cfg.model.backbone.type)\n'
+        "cfg.dump('dumped.py')\n"
+        "print(Config.fromfile('dumped.py').model.backbone == cfg.model.backbone)\n"
+        'import dat_pp; from mmengine.hub import get_config\n'
+        "cfg = get_config('dat_pp::digits/classification.py')\n"
+        "print(dat_pp.__file__, cfg.filename, dat_pp.config('digits/classification'), sep='\\n')\n"
     )
-    env = {**os.environ, 'PYTHONPATH': str(wheel_folder)}
-    done = subprocess.run(
-        [sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
+    done = python(tmp_path, '-c', code, path=str(wheel_folder))
     assert done.returncode == 0, done.stderr[-2000:]
-    package, config, backbone = done.stdout.split()[-3:]
+    *lazy_lines, package, hub, by_name = done.stdout.splitlines()
+    assert lazy_lines == ['mmdet 0.25 DAT', 'True']
     assert Path(package).is_relative_to(wheel_folder)
-    assert Path(config).is_relative_to(wheel_folder)
-    assert backbone == 'DAT'
+    assert Path(hub).is_relative_to(wheel_folder)
+    assert os.path.samefile(hub, by_name)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from dat_pp.compat import startup
 PAGE = Path(__file__).parents[2] / 'docs' / 'reuse.md'
 WAYS = ('as it is', 'after `import dat_pp`', 'with the start-up hook')
 ALWAYS, IMPORTED = ('yes', 'yes', 'yes'), ('no', 'yes', 'yes')
-PRINT = {name: upstream_tool(name, 'misc/print_config.py') for name in ('mmdet', 'mmseg')}
+LIBRARIES = ('mmpretrain', 'mmdet', 'mmseg')
+PRINT = {name: upstream_tool(name, 'misc/print_config.py') for name in LIBRARIES}
 
 EXPRESSION = "_base_ = __import__('dat_pp').config('digits/mask-rcnn')\n"
 LAZY = """
@@ -58,7 +59,9 @@ assert 'pred_class' in mmpretrain.inference_model(model, np.zeros((64, 64, 3), n
 # Row of the table -> where it works, the script, and its argument: a file's content, or a path.
 FORMS = {
     "`_base_ = __import__('dat_pp').config('coco/...')`": (ALWAYS, PRINT['mmdet'], EXPRESSION),
-    '`with read_base(): from dat_pp.configs.coco.... import *`': (ALWAYS, PRINT['mmdet'], LAZY),
+    '`with read_base(): from dat_pp.configs.coco.... import *`': (
+        ALWAYS, PRINT['mmpretrain'], LAZY,
+    ),
     'path of one of our configs': (ALWAYS, PRINT['mmseg'], dat_pp.config('digits/upernet')),
     "`type='dat_pp.DAT'`": (ALWAYS, OWN_TYPE, ''),
     "`_base_ = 'dat_pp::coco/....py'`": (

@@ -38,6 +38,7 @@ SMALL = dict(
 # backbone starts from the marked checkpoint.
 CASES = {
     'inherited': ('mmdet', 'mask_rcnn', False),
+    'lazy': ('mmdet', 'mask_rcnn', False),
     'own_detector': ('mmdet', 'retinanet', False),
     'own_head': ('mmseg', 'fpn', False),
     'fine_tuned': ('mmpretrain', 'classifier', True),
@@ -80,7 +81,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize('case', CASES)
 def test_upstream_train_and_test(case: str, project: Path, tmp_path: Path) -> None:
-    """The library's own train.py takes one step, from the checkpoint; its test.py reads the result."""
+    """One step with the library's own train.py, then its test.py on the result."""
+    if case == 'lazy' and not (Path(dat_pp.__file__).parent / 'configs').is_dir():
+        pytest.skip('installed before the lazy configs were: pip install -e . writes them')
     library, small, marked = CASES[case]
     options = [*SMALL[small], *REPEATED.format(lr=1e-5).split()]
     options += ['train_dataloader.batch_size=2', 'default_hooks.logger.interval=1']

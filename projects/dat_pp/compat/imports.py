@@ -87,4 +87,6 @@ def import_when_needed(package: str) -> None:
         module.Config._get_cfg_path = staticmethod(import_first)
 
     when_imported('mmengine.runner', import_package)
+    # It imports mmengine.runner: only if it is watched before is the package told of its end.
+    when_imported('mmengine.infer.infer', import_package)
     when_imported('mmengine.config.config', import_for_bases)

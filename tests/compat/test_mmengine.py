@@ -1,0 +1,132 @@
+"""What is changed in mmengine: once, again after a reload, and not where it is unknown."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+import mmengine.config.config
+import mmengine.config.utils
+import mmengine.infer.infer
+import pytest
+from fresh import python
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.infer import BaseInferencer
+from mmengine.runner import load_checkpoint
+
+import dat_pp
+from dat_pp.compat import mmengine as changes
+
+
+def replaced() -> list:
+    """The functions in mmengine that stand for its own."""
+    return [
+        mmengine.config.utils.load,
+        Config._get_cfg_path,
+        BaseInferencer._get_models_from_metafile,
+    ]
+
+
+def test_changes_are_made_once() -> None:
+    """A second application or a reload wraps mmengine's own function, not ours."""
+    assert changes.SKIPPED == {}
+    for repeat in (changes.apply, lambda: importlib.reload(changes)):
+        repeat()
+        for function in replaced():
+            original = function._dat_pp_original
+            assert original.__module__.startswith('mmengine.')
+            assert not hasattr(original, '_dat_pp_original')
+            assert inspect.unwrap(function) is original
+    assert MODULE2PACKAGE['dat_pp'] == 'dat_pp'
+
+
+def test_changes_return_when_mmengine_is_reloaded(tmp_path: Path) -> None:
+    code = (
+        'import importlib, dat_pp, mmengine.config.config as c\n'
+        'importlib.reload(c)\n'
+        '(lambda: c.Config._get_cfg_path._dat_pp_original)()\n'
+        "print(c.Config.fromfile('mine.py').model.type)\n"
+    )
+    (tmp_path / 'mine.py').write_text("_base_ = 'dat_pp::digits/mask-rcnn.py'\n")
+    done = python(tmp_path, '-c', code)
+    assert done.stdout == 'MaskRCNN\n', done.stderr[-2000:]
+
+
+UNKNOWN = {
+    'version': ("mmengine.__version__ = '0.11.0'", 'mmengine 0.11.0 is not known'),
+    'parameters': (
+        'C._get_cfg_path = staticmethod(lambda name, config, extra: (name, None))',
+        "takes ['name', 'config', 'extra'], not ['cfg_path', 'filename']",
+    ),
+    'removed': ('del C._get_cfg_path', "has no attribute '_get_cfg_path'"),
+}
+
+
+@pytest.mark.parametrize('case', UNKNOWN)
+def test_unknown_mmengine_is_left_alone(case: str, tmp_path: Path) -> None:
+    """No error, a reason, and the names that need no change still resolve."""
+    change, reason = UNKNOWN[case]
+    code = (
+        'import mmengine; from mmengine.config import Config as C\n'
+        f'{change}; before = vars(C).get("_get_cfg_path")\n'
+        'import dat_pp; from dat_pp.compat.mmengine import SKIPPED\n'
+        'assert vars(C).get("_get_cfg_path") is before\n'
+        "print(SKIPPED['_own_bases'])\n"
+        "print(dat_pp.config('digits/upernet'))\n"
+        "print(*dat_pp.upstream('mmseg::_base_/models/upernet_r50.py'))\n"
+    )
+    done = python(tmp_path, '-W', 'error::UserWarning', '-c', code)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found, config, base = done.stdout.splitlines()
+    assert reason in found
+    assert Path(config).is_file()
+    if case == 'version':  # the table of packages is left alone as well
+        assert Path(base).is_file()
+        assert base.endswith('mmseg/.mim/configs/_base_/models/upernet_r50.py')
+    else:
+        assert base == 'mmseg::_base_/models/upernet_r50.py'
+
+
+def test_upstream_bases_keep_their_scope() -> None:
+    """A segmentor is built in mmseg's scope, whatever the scope of the process."""
+    cfg = Config.fromfile(dat_pp.config('digits/upernet'))
+    assert cfg.model._scope_ == 'mmseg'
+    assert cfg.default_scope == 'mmseg'
+
+
+def test_own_bases_take_the_default_scope(tmp_path: Path) -> None:
+    path = tmp_path / 'mine.py'
+    path.write_text(
+        "_base_ = 'dat_pp::digits/classification.py'\noptim_wrapper = dict(loss_scale=2)"
+    )
+    cfg = Config.fromfile(path)
+    assert '_scope_' not in cfg.optim_wrapper
+    assert cfg.model._scope_ == 'mmpretrain'
+
+
+def test_own_base_with_a_near_name(tmp_path: Path) -> None:
+    path = tmp_path / 'mine.py'
+    path.write_text("_base_ = 'dat_pp::digits/classifcation.py'\n")
+    with pytest.raises(ValueError, match=r'near: digits/classification$'):
+        Config.fromfile(path)
+
+
+@pytest.mark.parametrize('page', changes.SHARE_PAGES)
+def test_share_page_as_a_checkpoint(page: str) -> None:
+    """One line with the link, before anything is downloaded."""
+    with pytest.raises(ValueError, match='share page') as error:
+        load_checkpoint(dat_pp.DAT('dat-t++'), f'{page}f/14c5ddae10b642e68089/')
+    assert f'{page}f/14c5ddae10b642e68089/' in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_published_weights_are_on_known_share_pages() -> None:
+    """Every link in the metafiles is refused with that line, none is downloaded as a page."""
+    weights = [
+        model['Weights']
+        for library in ('mmpretrain', 'mmdet', 'mmseg')
+        for model in dat_pp.catalog.models(library)
+        if model['Weights']
+    ]
+    assert weights
+    assert all(link.startswith(changes.SHARE_PAGES) for link in weights)
