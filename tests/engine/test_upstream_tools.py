@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from configs.real_layouts import write_ade20k, write_coco
+from configs.real_layouts import write_ade20k, write_coco, write_imagenet
 from tools.tiny_tasks import make_task
 
 import dat_pp
@@ -126,9 +126,34 @@ def test_browse_dataset(library: str, write: object, tmp_path: Path) -> None:
     assert len(list((tmp_path / 'browsed').rglob('*.jpg'))) == 2
 
 
+def test_browse_dataset_of_mmpretrain(tmp_path: Path) -> None:
+    """The script fails on every config beside matplotlib 3.11; what it does with ours before."""
+    write_imagenet(tmp_path / 'data' / 'imagenet', (80, 80))
+    done = script(
+        'mmpretrain',
+        'visualization/browse_dataset.py',
+        dat_pp.config(CONFIGS['mmpretrain']),
+        '--not-show',
+        '--output-dir',
+        'browsed',
+        cwd=tmp_path,
+    )
+    if "adjust_bbox() missing 1 required positional argument: 'renderer'" not in done.stdout:
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert len(list((tmp_path / 'browsed').rglob('*.JPEG'))) == 2
+
+
 def test_vis_scheduler(tmp_path: Path) -> None:
+    """Without a GPU mmengine builds no AmpOptimWrapper, which the script asks it for."""
     config = dat_pp.config(CONFIGS['mmpretrain'])
     argv = '--not-show', '--dataset-size', 8192, '--save-path', tmp_path / 'lr.png'
+    argv += (
+        '--cfg-options',
+        'optim_wrapper._delete_=True',
+        'optim_wrapper.type=OptimWrapper',
+        'optim_wrapper.optimizer.type=AdamW',
+        'optim_wrapper.optimizer.lr=4e-3',
+    )
     done = script('mmpretrain', 'visualization/vis_scheduler.py', config, *argv, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:]
     assert (tmp_path / 'lr.png').stat().st_size > 10_000
