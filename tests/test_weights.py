@@ -109,14 +109,13 @@ def test_missing_stage() -> None:
 
 
 def classifier(arch: dict, **backbone) -> torch.nn.Module:
+    pytest.importorskip('mmpretrain.models')
     model = dict(
         type='mmpretrain.ImageClassifier',
         backbone=dict(type='DAT', arch=arch, out_indices=(3,), **backbone),
         neck=dict(type='mmpretrain.GlobalAveragePooling'),
         head=dict(type='mmpretrain.LinearClsHead', num_classes=5, in_channels=16),
     )
-    import mmpretrain.models  # noqa: F401
-
     return MODELS.build(model)
 
 

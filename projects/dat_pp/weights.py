@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 ENTRIES = ('state_dict_ema', 'model_ema', 'state_dict', 'model', 'ema_state_dict')
@@ -58,6 +57,8 @@ def read_checkpoint(path: str | os.PathLike[str], entries: Sequence[str] = ENTRI
     """
     path = os.fspath(path)
     if '://' in path:
+        from mmengine.runner.checkpoint import CheckpointLoader  # slow to import
+
         content = CheckpointLoader.load_checkpoint(path, map_location='cpu')
     else:
         content = _read_local(path)
@@ -141,12 +142,9 @@ class Mismatch:
 
     def __str__(self) -> str:
         """One line: the first names of each list, and how many more there are."""
-        lists = {
-            'missing ': self.missing,
-            'unexpected ': self.unexpected,
-            'size mismatch: ': self.sizes,
-        }
-        return '; '.join(title + some(names) for title, names in lists.items() if names)
+        titles = 'missing ', 'unexpected ', 'size mismatch: '
+        lists = zip(titles, (self.missing, self.unexpected, self.sizes))
+        return '; '.join(title + some(names) for title, names in lists if names)
 
 
 def compare(expected: nn.Module | Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Mismatch:
