@@ -26,7 +26,8 @@ extensions = [
 exclude_patterns = ['_build']
 html_theme = 'furo'
 html_title = f'dat_pp {release}'
-html_static_path = []
+html_static_path = ['_static']
+html_css_files = ['custom.css']
 
 myst_enable_extensions = ['colon_fence']
 myst_heading_anchors = 3
