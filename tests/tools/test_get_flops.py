@@ -20,7 +20,7 @@ from dat_pp.engine.errors import run_main
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
-# Parameters and billions of multiply-adds at the model's own size.
+# Parameters and GMACs at the model's own size.
 CLASSIFIERS = {
     'dat-pp-tiny_32xb128_in1k': (23_962_876, 4.29),
     'dat-pp-small_32xb128_in1k': (53_127_366, 9.43),
@@ -143,7 +143,7 @@ def test_output(capsys: pytest.CaptureFixture) -> None:
     assert title.endswith('upernet.py at 96 x 96')
     assert head.split() == ['params', '(M)', 'FLOPs', '(G)']
     assert [row.split()[0] for row in rows[:4]] == ['backbone', 'neck', 'heads', 'all']
-    assert any(row.startswith('FLOPs: multiply-adds') for row in rows)
+    assert any(row.startswith('FLOPs: MACs per image') for row in rows)
     assert any('Auxiliary heads' in row for row in rows)
 
 

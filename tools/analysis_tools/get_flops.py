@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of a config's model."""
+"""Parameters and FLOPs of a config's model."""
 
 import sys
 

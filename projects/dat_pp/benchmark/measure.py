@@ -1,9 +1,8 @@
-"""Runs contestants in turn: the time of every run, and the peak of the memory."""
+"""Run cases in turn and measure the time of every run and the peak memory of each case."""
 
 import contextlib
 import gc
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 from torch.autograd import DeviceType
 from torch.autograd.profiler import profile
+from torch.utils.benchmark import timer
 
 from ..engine.errors import message_of
 
@@ -23,63 +23,63 @@ OUT_OF_MEMORY = 'out of memory'
 # What torch and the C++ library say on a CPU, where there is no exception of its own.
 CPU_MESSAGES = ("can't allocate memory", 'not enough memory', 'bad_alloc', 'bad allocation')
 SHARE_OF_MEMORY = 0.9
-"""Of what is available, what a contestant may take."""
+"""The share of the available memory that a case may take."""
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """One of those that are measured in turn: ``run`` is timed, ``clear`` follows it untimed."""
+class Case:
+    """Something to measure: ``run`` is timed, and ``clear`` is called after it, untimed."""
 
     name: str
     run: Callable[[], None]
-    products: int | None = None
-    """Multiply-adds of one run in matrix products and convolutions, if they could be counted."""
+    macs: int | None = None
+    """MACs of one run in matrix products and convolutions, if they could be counted."""
     clear: Callable[[], None] = lambda: None
 
 
 @dataclass
 class Measurement:
-    """What was found for one contestant; one with an ``error`` has left the rounds."""
+    """Times and peak memory of one case; a case with an ``error`` is not run again."""
 
     times: list[float] = field(default_factory=list)
     peak: int | None = None
     error: str | None = None
 
 
-def compete(
-    contestants: Sequence[Contestant],
+def measure_interleaved(
+    cases: Sequence[Case],
     repeat: int,
     device: torch.device,
     announce: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Measurement]:
-    """Run every contestant once for its memory, then all in ``repeat`` rounds for their times.
+    """Run every case once for its memory, then ``repeat`` rounds of all cases for their times.
 
-    Slow changes of the machine thus meet all of them. Each round begins with another one.
+    Slow changes of the machine thus affect all cases alike. Each round begins with another case.
     """
-    found = {contestant.name: Measurement() for contestant in contestants}
+    found = {case.name: Measurement() for case in cases}
     with limited_memory(device):
-        for contestant in contestants:
-            announce(f'{contestant.name}, warm-up')
-            with _left_out_on_error(contestant, found[contestant.name]) as measurement:
-                measurement.peak = peak_memory(contestant, device)
+        for case in cases:
+            announce(f'{case.name}, warm-up')
+            with _drop_on_error(case, found[case.name]) as measurement:
+                measurement.peak = peak_memory(case, device)
         for turn in range(repeat):
-            first = turn % len(contestants)
-            for contestant in [*contestants[first:], *contestants[:first]]:
-                announce(f'{contestant.name}, round {turn + 1} of {repeat}')
-                if found[contestant.name].error is None:
-                    with _left_out_on_error(contestant, found[contestant.name]) as measurement:
-                        measurement.times.append(seconds(contestant, device))
+            first = turn % len(cases)
+            for case in [*cases[first:], *cases[:first]]:
+                announce(f'{case.name}, round {turn + 1} of {repeat}')
+                if found[case.name].error is None:
+                    with _drop_on_error(case, found[case.name]) as measurement:
+                        measurement.times.append(seconds(case))
     return found
 
 
 @contextlib.contextmanager
-def _left_out_on_error(contestant: Contestant, found: Measurement) -> Iterator[Measurement]:
+def _drop_on_error(case: Case, found: Measurement) -> Iterator[Measurement]:
     try:
         yield found
     except Exception as error:
         found.error = OUT_OF_MEMORY if is_out_of_memory(error) else message_of(error)
     finally:
-        contestant.clear()
+        case.clear()
     if found.error:  # the error held on to the tensors until here
         gc.collect()
         if torch.cuda.is_initialized():
@@ -92,13 +92,11 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in CPU_MESSAGES)
 
 
-def seconds(contestant: Contestant, device: torch.device) -> float:
-    """Time of one run."""
-    synchronize(device)
-    start = time.perf_counter()
-    contestant.run()
-    synchronize(device)
-    return time.perf_counter() - start
+def seconds(case: Case) -> float:
+    """Time one run; the timer waits for a GPU."""
+    start = timer()
+    case.run()
+    return timer() - start
 
 
 def synchronize(device: torch.device) -> None:
@@ -106,25 +104,25 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def peak_memory(contestant: Contestant, device: torch.device) -> int:
-    """The most bytes of tensors during one run, above what there was before it."""
+def peak_memory(case: Case, device: torch.device) -> int:
+    """Peak memory of the tensors of one run in bytes, above what was allocated before it."""
     if device.type != 'cuda':
-        return peak_of_tensors(contestant.run)
-    contestant.run()  # compiles kernels and tries them out, which takes memory of its own
-    contestant.clear()
+        return peak_of_tensors(case.run)
+    case.run()  # compiles kernels and tries them out, which takes memory of its own
+    case.clear()
     synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    contestant.run()
+    case.run()
     synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
 
 
 def peak_of_tensors(run: Callable[[], object]) -> int:
-    """The most bytes at a time of tensors that ``run`` makes on the CPU.
+    """Peak memory of the tensors that ``run`` allocates on the CPU, in bytes.
 
-    Summed up from torch's own allocations, hence exact and the same every time, whatever the
-    system's allocator keeps. What a library allocates for itself within an operator is not in it.
+    Summed up from torch's own allocations, so it is exact and reproducible, whatever the system's
+    allocator keeps. What a library allocates for itself within an operator is not counted.
     """
     with quiet_stderr(), profile(use_device=None, profile_memory=True) as prof:
         run()
@@ -142,7 +140,7 @@ def peak_of_tensors(run: Callable[[], object]) -> int:
 
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Nothing on the process's stderr: the profiler writes lines there that mean nothing."""
+    """Silence the process's stderr, to which the profiler writes lines of its own."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
@@ -155,7 +153,7 @@ def quiet_stderr() -> Iterator[None]:
 
 @contextlib.contextmanager
 def limited_memory(device: torch.device) -> Iterator[None]:
-    """On a CPU, where Linux would kill the process: let torch raise when memory runs out."""
+    """On a CPU, limit the address space: torch raises before Linux would kill the process."""
     status, meminfo = Path('/proc/self/status'), Path('/proc/meminfo')
     if device.type == 'cuda' or resource is None or not (status.exists() and meminfo.exists()):
         yield
@@ -172,7 +170,7 @@ def limited_memory(device: torch.device) -> Iterator[None]:
 
 
 def _kilobytes(path: Path, key: str) -> int:
-    """A line like ``VmSize:  1234 kB`` of a file in /proc."""
+    """The number in a line like ``VmSize:  1234 kB`` of a file in /proc."""
     for line in path.read_text().splitlines():
         if line.startswith(f'{key}:'):
             return int(line.split()[1])

@@ -1,4 +1,4 @@
-"""Where the time of a pass goes, by class of operator."""
+"""Profile a pass: its time by class of operator."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -41,8 +41,8 @@ CLASSES = {
     'reshape_alias unsafe_view expand_as unfold slice_backward select_backward new_empty_strided '
     'lift_fresh result_type meshgrid index_fill',
 }
-"""Class -> operators. Memory is often moved by what only says how tensors lie in it."""
-CLASS_OF = {name: kind for kind, names in CLASSES.items() for name in names.split()}
+"""Class -> operators. Views count as copies: what calls for another layout often copies."""
+CLASS_OF = {name: cls for cls, names in CLASSES.items() for name in names.split()}
 AUTOGRAD = 'autograd'
 REST = 'rest'
 OUTSIDE = 'outside of operators'
@@ -50,28 +50,28 @@ WHOLE = 'benchmark: whole pass'
 
 
 def class_of(name: str) -> str:
-    """Class of an operator, by its name in a profile."""
+    """Return the class of an operator by its name in a profile."""
     if name == WHOLE:
         return OUTSIDE
     namespace, _, operator = name.partition('::')
     # With gradients the forward pass of a custom operator runs in a node named after it.
     if namespace == 'dat_pp' or name.startswith('GeneratedBackwardFor_dat_pp_'):
         return 'fused attention'
-    if namespace != 'aten':  # nodes of the graph, what calls them, and gradients' sums
+    if namespace != 'aten':  # nodes of the graph, what calls them, and sums of gradients
         return AUTOGRAD
     operator = operator.strip('_')
     for ending in ('', '_backward', '_forward'):
-        kind = CLASS_OF.get(operator.removesuffix(ending))
-        if kind:
-            return kind
+        found = CLASS_OF.get(operator.removesuffix(ending))
+        if found:
+            return found
     return REST
 
 
 def profile_pass(run: Callable[[], None], device: torch.device) -> dict[str, Any]:
-    """Seconds of one pass, by class of operator and by operator, the largest first.
+    """Seconds of one pass by class of operator and by operator, largest first.
 
-    On a CPU the operators' own times and what lies between them add up to the pass; on a GPU they
-    are those of the kernels that the operators start.
+    On a CPU the operators' self times and the time between them add up to the pass; on a GPU the
+    times are those of the kernels that the operators launch.
     """
     on_gpu = device.type == 'cuda'
     with quiet_stderr(), profile(use_device='cuda' if on_gpu else None) as prof:

@@ -1,10 +1,10 @@
-"""Parameters and multiply-adds of a config's model.
+"""Parameters and FLOPs of a config's model.
 
     python tools/analysis_tools/get_flops.py CONFIG [--shape H [W]] [--cfg-options KEY=VALUE ...]
 
-Multiply-adds are what MMLab calls FLOPs, counted by the rules of mmengine's FlopAnalyzer on the
-definition of every operator. Only shapes are computed: no weights, GPU or memory needed. Without
---shape: a classifier's test size, 800 x 1280 for detectors, 512 x 2048 for segmentors.
+FLOPs are MACs (multiply-accumulates), as in MMLab, counted by the rules of mmengine's FlopAnalyzer
+on the reference implementation of every operator. Only shapes are computed, on the meta device.
+Without --shape: a classifier's test size, 800 x 1280 for detectors, 512 x 2048 for segmentors.
 """
 
 import argparse
@@ -30,20 +30,22 @@ from .preflight import check_model
 
 PARTS = ('backbone', 'neck', 'heads')
 SHAPES = {'mmdet': (800, 1280), 'mmseg': (512, 2048)}
-BOX_REGIONS, MASK_REGIONS = 1000, 100  # as mmdet 2.x counted, and papers since
+BOX_ROIS, MASK_ROIS = 1000, 100  # as mmdet 2.x counted, and papers since
 CPU, META = torch.device('cpu'), torch.device('meta')
 
 COUNTED = """\
-FLOPs: multiply-adds of one image in convolutions, matrix products, norms, pooling, interpolation
-and sampling, without post-processing."""
-COUNTED_REGIONS = f"""\
-Box heads run on {BOX_REGIONS} regions, mask heads on {MASK_REGIONS}, without RoIAlign and NMS."""
-COUNTED_AUXILIARY = 'Auxiliary heads count as parameters only: they are not used after training.'
+FLOPs: MACs per image of convolutions, matrix products, norms, pooling, interpolation and sampling,
+without post-processing."""
+COUNTED_ROIS = f"""\
+Box heads run on {BOX_ROIS} RoIs, mask heads on {MASK_ROIS}, without RoIAlign and NMS."""
+COUNTED_AUXILIARY = (
+    'Auxiliary heads count towards parameters only: they are not used after training.'
+)
 
 
 @dataclass(frozen=True)
 class Complexity:
-    """Parameters and multiply-adds of a model, for each of ``PARTS``."""
+    """Parameters and FLOPs of a model, for each of ``PARTS``."""
 
     shape: tuple[int, int]
     params: dict[str, int]
@@ -60,7 +62,7 @@ class Complexity:
 
 
 def default_shape(cfg: Config) -> tuple[int, int]:
-    """Height and width at which models of the config's task are compared.
+    """Return height and width at which models of the config's task are compared.
 
     Raises:
         UserError: It is a classifier whose test pipeline states no size.
@@ -76,14 +78,14 @@ def default_shape(cfg: Config) -> tuple[int, int]:
 
 
 def measure(cfg: Config, shape: Sequence[int] | None = None) -> Complexity:
-    """Count a config's model at an image of height and width ``shape``.
+    """Count parameters and FLOPs of a config's model.
 
     Args:
-        cfg: The config, as ``common.read_config`` reads it.
-        shape: Height and width; default: :func:`default_shape`.
+        cfg: The config, as :func:`.config.read_config` reads it.
+        shape: Height and width of the image. Default: :func:`default_shape`.
 
     Raises:
-        UserError: The config has no model that can be counted, or the shape makes no sense.
+        UserError: The config has no model that can be counted, or it cannot run at this shape.
     """
     if cfg.get('default_scope') not in LIBRARIES or not cfg.get('model'):
         raise UserError(f'config {cfg.filename}: not a classifier, detector or segmentor')
@@ -98,7 +100,7 @@ def measure(cfg: Config, shape: Sequence[int] | None = None) -> Complexity:
         flops = count(lambda: _Inference(model, cfg.default_scope)(image), parts)
     notes = [COUNTED]
     if hasattr(model, 'roi_head'):
-        notes.append(COUNTED_REGIONS)
+        notes.append(COUNTED_ROIS)
     if getattr(model, 'auxiliary_head', None) is not None:
         notes.append(COUNTED_AUXILIARY)
     return Complexity(shape, _count_params(model), flops, tuple(notes))
@@ -109,20 +111,20 @@ def count(
     parts: Mapping[str, nn.Module | None] | None = None,
     operators: Sequence[Any] | None = None,
 ) -> dict[str, int]:
-    """Count what ``run`` does on the meta device, without gradients.
+    """Count the MACs of what ``run`` does on the meta device, without gradients.
 
     Args:
         run: Calls a model that is on the meta device, as are its inputs.
-        parts: The modules whose multiply-adds count for one of ``PARTS``; the rest is 'heads'.
-        operators: Count these of ``COUNTS`` only.
+        parts: The modules to count as one of ``PARTS``; the rest is 'heads'.
+        operators: The operators to count. Default: all of ``COUNTS``.
 
     Returns:
-        Multiply-adds for each of ``PARTS``.
+        MACs for each of ``PARTS``.
     """
     counter = _Counter(parts or {}, operators or tuple(COUNTS))
     with (
         silence(),
-        # The faster implementations of our operators do more arithmetic than their definition.
+        # Faster backends hide their arithmetic in one operator, or do more of it.
         mock.patch.dict(os.environ, DAT_PP_BACKEND='reference'),
         torch.no_grad(),
         counter,
@@ -133,7 +135,7 @@ def count(
 
 
 def measure_params(cfg: Config) -> dict[str, int]:
-    """The parameters of a config's model, for each of ``PARTS``."""
+    """Count the parameters of a config's model, for each of ``PARTS``."""
     return _count_params(_build(cfg))
 
 
@@ -153,7 +155,7 @@ def _count_params(model: nn.Module) -> dict[str, int]:
 
 
 class _Inference:
-    """The forward pass of a model, without post-processing."""
+    """Runs the forward pass of a model, without post-processing."""
 
     def __init__(self, model: nn.Module, scope: str) -> None:
         self.model = model
@@ -185,18 +187,18 @@ class _Inference:
             model.bbox_head(features)
         else:
             model.rpn_head(features)
-            self.run_roi_heads('bbox', BOX_REGIONS)
+            self.run_roi_heads('bbox', BOX_ROIS)
             if model.roi_head.with_mask:
-                self.run_roi_heads('mask', MASK_REGIONS)
+                self.run_roi_heads('mask', MASK_ROIS)
 
-    def run_roi_heads(self, kind: str, regions: int) -> None:
-        heads = getattr(self.model.roi_head, f'{kind}_head')
-        extractors = getattr(self.model.roi_head, f'{kind}_roi_extractor')
+    def run_roi_heads(self, name: str, rois: int) -> None:
+        heads = getattr(self.model.roi_head, f'{name}_head')
+        extractors = getattr(self.model.roi_head, f'{name}_roi_extractor')
         if not isinstance(heads, nn.ModuleList):  # not the stages of a cascade
             heads, extractors = [heads], [extractors]
         for head, extractor in zip(heads, extractors, strict=True):
             size = extractor.roi_layers[0].output_size
-            head(torch.empty(regions, extractor.out_channels, *size, device=META))
+            head(torch.empty(rois, extractor.out_channels, *size, device=META))
 
 
 def _matmul(out: Tensor, a: Tensor, b: Tensor) -> int:
@@ -217,6 +219,7 @@ def _convolution(out: Tensor, x: Tensor, weight: Tensor, *args: Any) -> int:
 
 
 aten = torch.ops.aten
+# Operator -> its MACs by mmengine's rules, from its first output and its arguments.
 COUNTS = {
     aten.mm: _matmul,
     aten.bmm: _matmul,
@@ -232,15 +235,15 @@ COUNTS = {
     aten._adaptive_avg_pool2d: lambda out, x, *_: x.numel(),
     aten.mean: _pooling_to_one,
 }
-PRODUCTS = (aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.convolution)
-"""Those of ``COUNTS`` whose multiply-adds are a matrix product's."""
+MATMULS = (aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.convolution)
+"""Those of ``COUNTS`` that are matrix products or convolutions."""
 
 
 class _Counter(TorchDispatchMode):
-    """Counts what runs on the meta device, by part of the model.
+    """Counts MACs of what runs on the meta device, by part of the model.
 
-    Heads of transformers loop over the sizes of maps, which they keep in tensors. Small tensors
-    made on the CPU therefore stay there until they meet one on the meta device.
+    Heads of transformers read the sizes of feature maps from tensors, which the meta device cannot
+    do. Small tensors created on the CPU therefore stay there until they meet a meta tensor.
     """
 
     LARGE = 10_000
@@ -262,7 +265,7 @@ class _Counter(TorchDispatchMode):
             args, kwargs = tree_map(_to_meta, (args, kwargs))
         if any(on_meta) and kwargs.get('device'):
             kwargs['device'] = META
-        if func.overloadpacket is aten.grid_sampler_2d:  # takes long to work out on meta
+        if func.overloadpacket is aten.grid_sampler_2d:  # its shape function is slow on meta
             out = args[0].new_empty(*args[0].shape[:2], *args[1].shape[1:3])
         else:
             out = func(*args, **kwargs)
@@ -275,19 +278,19 @@ class _Counter(TorchDispatchMode):
 
 
 def _to_meta(x: Any) -> Any:
-    # Those without dimensions may stay: operators take them for numbers.
+    # Tensors without dimensions may stay: operators take them as numbers.
     return x.to(META) if isinstance(x, Tensor) and x.dim() and not x.is_meta else x
 
 
 class _SayCPU(TorchFunctionMode):
-    """Tensors say that they are on the CPU; autocast, for one, does not know the meta device."""
+    """Has tensors say that they are on the CPU: autocast, for one, does not know meta."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return CPU if func == Tensor.device.__get__ else func(*args, **(kwargs or {}))
 
 
 def report(name: str, found: Complexity) -> str:
-    """What is printed."""
+    """Format what was found as text."""
     height, width = found.shape
     rows = [(part, found.params[part], found.flops[part]) for part in PARTS]
     rows.append(('all', found.total_params, found.total_flops))
