@@ -1,4 +1,4 @@
-"""The learning rate of the published ImageNet recipe."""
+"""Learning rate schedule of the published ImageNet recipe."""
 
 import math
 
@@ -8,21 +8,21 @@ from mmengine.registry import PARAM_SCHEDULERS
 
 @PARAM_SCHEDULERS.register_module()
 class LateCosineAnnealingLR(CosineAnnealingLR):
-    """A half cosine over the whole training, of which a warm-up replaces the beginning.
+    """Cosine annealing over the whole training, whose beginning is replaced by a warm-up.
 
-    The published code counts the cosine from the very first iteration, so that after a warm-up
-    until ``begin`` the rate goes on at that point of the curve, not at its top::
+    The published code counts the cosine from the first iteration. After a warm-up that ends at
+    ``begin``, the learning rate continues from that point of the curve and not from its top::
 
         lr(t) = eta_min + (lr - eta_min) (1 + cos(pi t / end)) / 2,    begin <= t < end
 
-    Arguments as in mmengine's ``CosineAnnealingLR``; ``T_max`` is not used, ``end`` is needed (the
-    runner fills in the length of the training).
+    Arguments are those of mmengine's ``CosineAnnealingLR``, except that ``T_max`` is not used and
+    ``end`` is required; the runner sets it to the length of the training.
     """
 
     def _get_value(self) -> list[float]:
-        height = (1 + math.cos(math.pi * (self.begin + self.last_step) / self.end)) / 2
+        factor = (1 + math.cos(math.pi * (self.begin + self.last_step) / self.end)) / 2
         values = []
         for base in self.base_values:
             low = self.eta_min if self.eta_min_ratio is None else self.eta_min_ratio * base
-            values.append(low + (base - low) * height)
+            values.append(low + (base - low) * factor)
         return values
