@@ -48,6 +48,7 @@ def test_start_up_imports_one_module(tmp_path: Path) -> None:
     assert done.stdout == '_dat_pp_imports\n', done.stderr
 
 
+@pytest.mark.slow
 def test_without_the_package(tmp_path: Path) -> None:
     """Left behind by an uninstallation, it changes nothing and says nothing."""
     startup.install(str(tmp_path))
@@ -63,6 +64,7 @@ def test_without_the_package(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ('12 False\n', '')
 
 
+@pytest.mark.slow
 def test_package_that_cannot_be_imported(tmp_path: Path) -> None:
     """One line, and the program that imports mmengine goes on."""
     startup.install(str(tmp_path))
@@ -73,6 +75,7 @@ def test_package_that_cannot_be_imported(tmp_path: Path) -> None:
     assert done.stderr == 'dat_pp cannot be imported: torch is too old\n'
 
 
+@pytest.mark.slow
 def test_command(tmp_path: Path) -> None:
     command = ['-m', 'dat_pp.compat.startup', 'status', '--folder', tmp_path]
     done = python(tmp_path, *command)

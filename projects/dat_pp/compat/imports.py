@@ -4,8 +4,6 @@
 it imports nothing but ``sys``.
 """
 
-from __future__ import annotations
-
 import sys
 
 TYPE_CHECKING = False  # as type checkers read it; `typing` itself takes milliseconds to load
@@ -32,7 +30,7 @@ class ImportWatcher:
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
-            def execute_and_call(module: ModuleType) -> None:
+            def execute_and_call(module: 'ModuleType') -> None:
                 execute(module)
                 for callback in list(self.callbacks[name].values()):
                     callback(module)
@@ -41,7 +39,7 @@ class ImportWatcher:
         return spec
 
 
-def when_imported(name: str, callback: Callable[[ModuleType], None]) -> None:
+def when_imported(name: str, callback: 'Callable[[ModuleType], None]') -> None:
     """Call ``callback(module)`` after every execution of the module ``name``.
 
     That includes the last one, if the module is already loaded. A callback of the same module and
@@ -66,14 +64,14 @@ def import_when_needed(package: str) -> None:
     the first base ``library::...`` of a config is looked for.
     """
 
-    def import_package(_: ModuleType) -> None:
+    def import_package(_: 'ModuleType') -> None:
         try:
             __import__(package)
         except Exception as error:  # the program that imports mmengine may not need it
             if getattr(error, 'name', None) != package:
                 print(f'{package} cannot be imported: {error}', file=sys.stderr)
 
-    def import_for_bases(module: ModuleType) -> None:
+    def import_for_bases(module: 'ModuleType') -> None:
         get_cfg_path = module.Config._get_cfg_path
 
         def import_first(cfg_path: str, filename: str) -> tuple[str, str | None]:
