@@ -1,5 +1,5 @@
-# Weight decay and learning rates of Mask2Former's recipe for Swin, on the names of DAT: a tenth of
-# the rate for the backbone, no decay for norms, position biases and embeddings.
+# Mask2Former's recipe for Swin, with the parameter names of DAT: a tenth of the learning rate for
+# the backbone, no weight decay for norms, position biases and embeddings.
 backbone_norm = dict(lr_mult=0.1, decay_mult=0.0)
 embedding = dict(lr_mult=1.0, decay_mult=0.0)
 custom_keys = {
@@ -7,7 +7,7 @@ custom_keys = {
     'query_embed': embedding,
     'query_feat': embedding,
     'level_embed': embedding,
-    # The longest key that is part of a name counts.
+    # The longest key that a name contains applies.
     **{f'backbone.{part}norm': backbone_norm for part in ('', 'stem.')},
     **{f'backbone.downsamples.{i}.norm': backbone_norm for i in range(3)},
     **{

@@ -1,4 +1,4 @@
-# As published: the norms of the backbone do not decay, the heads' batch norms (`bn`) do.
+# As published, the norms of the backbone do not decay; the batch norms of the heads (`bn`) do.
 custom_keys = {
     'norm': dict(decay_mult=0.0),
     'rpe_table': dict(decay_mult=0.0),

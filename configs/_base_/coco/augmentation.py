@@ -1,4 +1,4 @@
-# What every COCO recipe trains with, short schedules too (it comes from DETR).
+# DETR's augmentation, with which the 1x schedules are trained as well.
 sizes = [(side, 1333) for side in range(480, 801, 32)]
 augmentation = [
     dict(type='RandomFlip', prob=0.5),

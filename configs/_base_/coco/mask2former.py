@@ -8,7 +8,7 @@ custom_imports = dict(imports=['dat_pp'], allow_failed_imports=False)
 model = dict(backbone=dict(_delete_=True, type='DAT', drop_path_rate=0.3), init_cfg=None)
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.custom_keys))
 
-# Upstream's also names the folders of panoptic labels, which instances do not need.
+# Upstream also names the folders of panoptic labels, which instance segmentation does not need.
 train_dataloader = dict(dataset=dict(data_prefix=dict(_delete_=True, img='train2017/')))
 val_dataloader = dict(dataset=dict(data_prefix=dict(_delete_=True, img='val2017/')))
 test_dataloader = dict(dataset=dict(data_prefix=dict(_delete_=True, img='val2017/')))

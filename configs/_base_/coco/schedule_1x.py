@@ -1,4 +1,4 @@
-# 12 epochs at total batch 64, warm-up and steps as upstream; AdamW, float32.
+# 12 epochs at a total batch of 64 with AdamW, in float32; warm-up and steps are upstream's.
 _base_ = ['mmdet::_base_/schedules/schedule_1x.py', 'mmdet::_base_/default_runtime.py']
 custom_imports = dict(imports=['dat_pp'], allow_failed_imports=False)
 

@@ -35,7 +35,7 @@ optim_wrapper = dict(
     type='AmpOptimWrapper',
     loss_scale='dynamic',
     optimizer=dict(lr=5e-4 * 4096 / 512),
-    # The bias of neighborhood attention decays.
+    # Position biases of deformable and window attention do not decay, those of neighborhoods do.
     paramwise_cfg=dict(custom_keys={'.rpe_table': dict(decay_mult=0.0)}),
     clip_grad=dict(max_norm=5.0),
 )
