@@ -54,8 +54,8 @@ class Arch:
     stride, or equal to it (DAT, section 3.2)."""
 
     offset_range: PerStage[float] = _per_stage(-1)
-    """Mixer D: bound of the offsets in steps of the grid. Negative: offsets are not bounded, and
-    positions are clamped to the feature map."""
+    """Mixer D: bound of the offsets in half steps of the grid. Negative: offsets are not bounded,
+    and positions are clamped to the feature map."""
 
     use_offset: PerStage[bool] = _per_stage(True)
     """Mixer D: whether to sample at learned positions; else keys and values are average-pooled

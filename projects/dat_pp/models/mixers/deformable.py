@@ -78,8 +78,8 @@ class DeformableAttention(nn.Module):
         groups: Offset groups; divides ``num_heads``.
         stride: Stride of the grid of reference points.
         kernel_size: Kernel size of the offset network's depthwise convolution.
-        offset_range: Bound of the offsets in steps of the grid. Negative: offsets are not bounded,
-            and positions are clamped to the feature map; else offsets are bounded by tanh.
+        offset_range: Bound of the offsets, by tanh, in half steps of the grid. Negative: offsets
+            are not bounded, and positions are clamped to the feature map.
         position_bias: ``'table'`` (deformable relative position bias), ``'none'``, ``'dwconv'``
             (depthwise convolution of the queries, added to the output), ``'fixed'`` (one learned
             value per query and sample) or ``'log_cpb'`` (an MLP of log-spaced displacements).
