@@ -1,4 +1,4 @@
-"""A hook for the tests: the loss of each global batch, whatever the number of processes."""
+"""A hook that records the loss of each global batch, averaged over all processes."""
 
 import json
 from pathlib import Path

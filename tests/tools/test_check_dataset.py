@@ -108,7 +108,7 @@ def test_images_by_annotation_file(classification, check):
     assert '4.png: class 2 of 2' in result
 
 
-def test_every_data_set_of_a_concatenation(classification, check):
+def test_every_dataset_of_a_concatenation(classification, check):
     classification.add_config(
         "train_dataloader['dataset'] = dict(type='ConcatDataset', datasets=[\n"
         "    train_dataloader['dataset'], val_dataloader['dataset']])\n"
@@ -215,8 +215,8 @@ def annotation(**changes: object) -> Callable[[dict], object]:
         (annotation(bbox=[20, 8, 20, 16]), 'boxes outside the image: 1'),
         (annotation(bbox=[-5, 8, 12, 16]), 'boxes outside the image: 1'),
         (annotation(bbox=[float('nan'), 8, 12, 16]), 'boxes outside the image: 1'),
-        (annotation(segmentation=[[1, 1, 40, 1, 9, 9]]), 'outlines outside the image: 1'),
-        (annotation(segmentation=[[1, 1, 9, 9]]), 'outlines that are not polygons: 1'),
+        (annotation(segmentation=[[1, 1, 40, 1, 9, 9]]), 'polygons outside the image: 1'),
+        (annotation(segmentation=[[1, 1, 9, 9]]), 'invalid polygons: 1'),
         (annotation(segmentation=dict(size=[9, 9], counts='')), 'masks of another size'),
         (annotation(category_id=7), 'annotations of an unknown category: 1'),
         (annotation(image_id=99), 'annotations of an unknown image: 1'),
@@ -241,7 +241,7 @@ def test_harmless_annotations(detection, check):
     edit_json(detection.data / 'train.json', annotation(bbox=[18, 8, 14.6, 0.0]))
     result = check(detection.config, '--fast')
     assert result.code == 0, result.lines
-    assert 'note: train: 1 boxes under a pixel' in result
+    assert 'note: train: 1 boxes less than a pixel' in result
 
 
 def test_annotations_that_are_no_json(detection, check):
@@ -270,7 +270,7 @@ def test_wrong_label_map(labels, expected, segmentation, check):
     assert check(segmentation.config, '--fast').code == 0
 
 
-def test_an_image_turned_by_exif_has_the_size_of_its_label_map(segmentation, check):
+def test_exif_rotation(segmentation, check):
     exif = Image.Exif()
     exif[0x112] = 6
     path = segmentation.data / 'images' / 'train' / '2.jpg'

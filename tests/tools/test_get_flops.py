@@ -1,8 +1,9 @@
-"""get_flops.py: golden numbers, mmengine's count of the same models, one line about mistakes."""
+"""get_flops.py: golden numbers, mmengine's count of the same models, mistakes."""
 
 import importlib.util
 import os
 from argparse import Namespace
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -34,11 +35,16 @@ CLASSIFIERS = {
 }
 
 
+def some_slow(names: Iterable[str], fast: Sequence[str]) -> list:
+    """Parameters of which all but ``fast`` are slow."""
+    return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in names]
+
+
 def _read(name: str) -> Config:
     return read_config(Namespace(config=str(CONFIGS / f'{name}.py'), cfg_options=None))
 
 
-@pytest.mark.parametrize('name', CLASSIFIERS)
+@pytest.mark.parametrize('name', some_slow(CLASSIFIERS, fast=['dat-pp-tiny_32xb128_in1k']))
 def test_classifiers(name: str) -> None:
     found = flops.measure(_read(f'imagenet/{name}'))
     params, gflops = CLASSIFIERS[name]
@@ -48,7 +54,7 @@ def test_classifiers(name: str) -> None:
 
 
 def test_parts_of_mask_rcnn() -> None:
-    """The heads of Mask R-CNN, worked out on paper."""
+    """The heads of Mask R-CNN, calculated by hand."""
     found = flops.measure(_read('coco/mask-rcnn_dat-pp-t_fpn_32xb2-amp-ms-crop-1x_coco'))
     assert found.shape == (800, 1280)
     conv = 3 * 3 * 256 * 256
@@ -64,7 +70,7 @@ def test_parts_of_mask_rcnn() -> None:
 
 
 class _Tensors(nn.Module):
-    """A detector or segmentor as a function of an image alone, which is what mmengine counts."""
+    """A detector or segmentor as a function of an image alone, as mmengine's counter needs it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -83,7 +89,7 @@ class _Tensors(nn.Module):
         return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
 
 
-# Small enough to be run.
+# Small enough to be run by mmengine's counter.
 SHORT = {
     'model.backbone.arch': dict(_delete_=True, base='dat-t++', mixers=['ND', 'ND', 'ND', 'DD'])
 }
@@ -99,7 +105,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize('name', SMALL)
+@pytest.mark.parametrize('name', some_slow(SMALL, fast=[n for n in SMALL if 'digits' in n]))
 def test_same_as_mmengine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shape, options = SMALL[name]
     cfg = _read(name)
@@ -109,7 +115,7 @@ def test_same_as_mmengine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = _Tensors(MODELS.build(cfg.model)).eval()
     with torch.no_grad():
         analyzer = FlopAnalyzer(model, (torch.zeros(1, 3, *shape),))
-        # mmengine forgets attention with a mask.
+        # mmengine leaves out attention with a mask.
         analyzer.set_op_handle('aten::baddbmm', _baddbmm)
         analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         total = analyzer.total()
@@ -127,7 +133,7 @@ def _baddbmm(inputs: list, outputs: list) -> int:
 
 
 @pytest.mark.parametrize('backend', [None, 'blocked'])
-def test_definition_is_counted(backend: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reference_backend_is_counted(backend: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv('DAT_PP_BACKEND', raising=False)
     cfg = _read('digits/classification')
     expected = flops.measure(cfg).flops
@@ -147,8 +153,8 @@ def test_output(capsys: pytest.CaptureFixture) -> None:
     assert any('Auxiliary heads' in row for row in rows)
 
 
-def test_one_row() -> None:
-    """The last map has a single row of several columns."""
+def test_feature_map_of_one_row() -> None:
+    """The last feature map has a single row of several columns."""
     assert flops.measure(_read('digits/classification'), (32, 64)).total_flops > 0
 
 

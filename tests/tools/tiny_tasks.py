@@ -1,4 +1,4 @@
-"""Tiny data sets and configs for all three tasks."""
+"""Tiny datasets and configs for all three libraries."""
 
 import json
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ _data = dict(type='CocoDataset', data_root=root, metainfo=dict(classes=('a', 'b'
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
                                           'scale_factor')),
 ])
-# One wrapped data set: the checks look inside.
+# A wrapped dataset: the checks look inside.
 train_dataloader = dict(batch_size=4, num_workers=0, sampler=_sampler, dataset=dict(
     type='RepeatDataset', times=1,
     dataset=dict(**_data, ann_file='train.json', data_prefix=dict(img='train/'))))
@@ -142,7 +142,7 @@ def make_task(name: str, folder: Path) -> Task:
     return Task(name, config, data, folder / 'work')
 
 
-def pictures(seed: int, count: int) -> list[np.ndarray]:
+def images_of(seed: int, count: int) -> list[np.ndarray]:
     """Noise with a bright square in the left (class 0) or right half (class 1)."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 128, (count, SIZE, SIZE, 3), dtype=np.uint8)
@@ -161,7 +161,7 @@ def save(image: np.ndarray, path: Path) -> None:
 
 
 def splits() -> list[tuple[str, list[np.ndarray]]]:
-    return [('train', pictures(0, 8)), ('val', pictures(1, 3))]
+    return [('train', images_of(0, 8)), ('val', images_of(1, 3))]
 
 
 def write_classification(root: Path) -> None:
@@ -176,7 +176,7 @@ def write_detection(root: Path) -> None:
         for index, image in enumerate(images):
             save(image, root / split / f'{index}.png')
             left, right = square_left(index), square_left(index) + 12
-            outline = [left, 8, right, 8, right, 24, left, 24]
+            polygon = [left, 8, right, 8, right, 24, left, 24]
             annotations.append(
                 dict(
                     id=index + 1,
@@ -185,7 +185,7 @@ def write_detection(root: Path) -> None:
                     bbox=[left, 8, 12, 16],
                     area=12 * 16,
                     iscrowd=0,
-                    segmentation=[outline],
+                    segmentation=[polygon],
                 )
             )
         content = dict(

@@ -1,4 +1,4 @@
-"""Check that the data a config names is there, complete and readable, before anybody trains."""
+"""Check that the data of a config exists, is complete and can be read, before training."""
 
 import sys
 

@@ -1,10 +1,10 @@
-"""Check that the data a config names is there, complete and readable, before anybody trains.
+"""Check that the data of a config exists, is complete and can be read, before training.
 
     python tools/misc/check_dataset.py CONFIG [--split train] [--fast] [--out problems.txt]
 
-Files are looked for and images and label maps decoded by several processes. Label values, sizes,
-COCO's categories, boxes and outlines are compared with what the config's data set expects.
-Exit code: 0 all is well, 1 problems in the data, 2 something given cannot be used.
+Several processes look for the files and decode images and label maps. Label values, sizes, and
+COCO's categories, boxes and polygons are compared with what the config's dataset expects.
+Exit code: 0 if all is well, 1 for problems in the data, 2 for a wrong argument.
 """
 
 import argparse
@@ -40,8 +40,8 @@ from .preflight import check_evaluator
 from .sample_files import Sample, in_processes, inspect_samples
 
 SPLITS = ('train', 'val', 'test')
-SHOWN = 5  # problems of a kind; --out writes all
-# Images of the real data sets.
+SHOWN = 5  # problems of each type; --out writes all
+# Numbers of images in the full datasets.
 KNOWN = {
     'ImageNet': {'train': 1_281_167, 'val': 50_000},
     'CocoDataset': {'train': 118_287, 'val': 5_000},
@@ -51,10 +51,13 @@ KNOWN = {
 
 @dataclass
 class Report:
-    """What was found in one data set."""
+    """What was found in one dataset.
+
+    ``problems`` maps each type of problem to the places where it was found.
+    """
 
     split: str
-    kind: str
+    dataset: str
     images: int = 0
     classes: int | None = None
     annotations: int = 0
@@ -74,13 +77,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = config_parser(__doc__.split('\n', 1)[0])
     parser.add_argument('--split', choices=[*SPLITS, 'all'], default='all')
     parser.add_argument(
-        '--fast', action='store_true', help='look for files and parse annotations; decode nothing'
+        '--fast', action='store_true', help='look for files and parse annotations without decoding'
     )
     parser.add_argument(
         '--workers',
         type=int,
         default=len(os.sched_getaffinity(0)),
-        help='processes that read files (default: %(default)s); 0 reads in this one',
+        help='number of worker processes (default: %(default)s); 0 reads in the main process',
     )
     parser.add_argument('--out', metavar='FILE', help='write all problems to this new text file')
     args = parser.parse_args(argv)
@@ -94,11 +97,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def chosen_datasets(cfg: Config, split: str) -> Iterator[tuple[str, dict, str]]:
-    """Name, config and config key of each data set to check; one named twice comes once."""
+    """Yield name, config and config key of each dataset to check, and each dataset only once."""
     seen = []
     loaders = [name for name in SPLITS if split in (name, 'all') and cfg.get(f'{name}_dataloader')]
     if not loaders:
-        raise UserError(f'config {cfg.filename}: no data sets: {split}_dataloader is not set')
+        raise UserError(f'config {cfg.filename}: no datasets: {split}_dataloader is not set')
     for name in loaders:
         key = f'{name}_dataloader.dataset'
         leaves = list(leaf_datasets(cfg[f'{name}_dataloader'].dataset, key))
@@ -110,10 +113,14 @@ def chosen_datasets(cfg: Config, split: str) -> Iterator[tuple[str, dict, str]]:
 
 
 def opened(cfg: Config, split: str) -> list[tuple[str, Any, str]]:
-    """Name, data set and config key of each data set to check; mistakes end it here."""
+    """Open each dataset to check: its name, the dataset and its config key.
+
+    Raises:
+        UserError: A path does not exist, or the model has another number of classes.
+    """
     datasets = []
     for name, dataset_cfg, key in chosen_datasets(cfg, split):
-        # Every image is checked, also those that training would leave out.
+        # Check every image, also those that training would leave out.
         every = {'filter_cfg': None} if 'filter_cfg' in dataset_cfg else {}
         dataset = open_dataset({**dataset_cfg, **every}, key)
         if dataset is not None:
@@ -124,11 +131,11 @@ def opened(cfg: Config, split: str) -> list[tuple[str, Any, str]]:
 
 
 def check(split: str, dataset: Any, key: str, model: dict, args: argparse.Namespace) -> Report:
-    """Check one data set."""
+    """Check one dataset."""
     report = Report(split, type(dataset).__name__)
     if dataset is None:
-        report.kind = '-'
-        report.notes.append(f'{key} is not a data set of MMLab: nothing was checked')
+        report.dataset = '-'
+        report.notes.append(f'{key} is not a dataset of MMLab: nothing was checked')
         return report
     classes = dataset.metainfo.get('classes')
     report.classes = len(classes) if classes else None
@@ -153,30 +160,30 @@ def check(split: str, dataset: Any, key: str, model: dict, args: argparse.Namesp
     for problem, where in in_processes(inspect, samples, args.workers, split):
         report.add(problem, where)
     _check_other_label_maps(dataset, samples, report)
-    expected = KNOWN.get(report.kind, {}).get(split)
+    expected = KNOWN.get(report.dataset, {}).get(split)
     is_real = classes is not None and classes == type(dataset).METAINFO.get('classes')
     if is_real and expected and report.images != expected:
         report.notes.append(
-            f'{report.images:,} images; the full {report.kind.removesuffix("Dataset")} has '
+            f'{report.images:,} images; the full {report.dataset.removesuffix("Dataset")} has '
             f'{expected:,}'
         )
     return report
 
 
 def _check_folders(dataset: Any, report: Report) -> None:
-    """As many class folders as classes, none of them empty."""
+    """Compare the number of class folders with the number of classes."""
     report.folders = class_folders(dataset)
     if report.folders is None:
         return
     if report.classes is not None and len(report.folders) != report.classes:
         found = f'{image_folder(dataset)}: {len(report.folders)} folders, {report.classes} classes'
         report.add('wrong number of class folders', found)
-        # With the names of the classes mmpretrain would refuse, and no image would be checked.
+        # mmpretrain refuses a wrong number of class names; without names the images are checked.
         dataset._metainfo = {k: v for k, v in dataset.metainfo.items() if k != 'classes'}
 
 
 def _samples(dataset: Any, report: Report, count: bool) -> Iterator[Sample]:
-    """The samples; counts images, annotations and images a class on the way."""
+    """Yield the samples; count images, annotations and images per class on the way."""
     used, remote = Counter(), 0
     report.images = len(dataset)
     for index in range(len(dataset)):
@@ -201,11 +208,11 @@ def _samples(dataset: Any, report: Report, count: bool) -> Iterator[Sample]:
 
 
 def allowed_labels(dataset: Any) -> frozenset[int] | None:
-    """Values that a label map file may hold; None if the data set does not say."""
+    """Return the values that a label map file may hold; None if the dataset does not say."""
     classes = dataset.metainfo.get('classes')
     if not classes or not hasattr(dataset, 'reduce_zero_label'):
         return None
-    # label_map goes from the values in the files to the classes in use.
+    # label_map maps the values in the files to the classes in use.
     values = getattr(dataset, 'label_map', None) or range(len(classes))
     first = int(bool(dataset.reduce_zero_label))
     ignored = {getattr(dataset, 'ignore_index', 255), 255, *range(first)}
@@ -213,7 +220,7 @@ def allowed_labels(dataset: Any) -> frozenset[int] | None:
 
 
 def _check_other_label_maps(dataset: Any, samples: Sequence[Sample], report: Report) -> None:
-    """Label maps without an image: images are missing, and the data set cannot know."""
+    """Report label maps without an image, of which the dataset does not know."""
     folder = (getattr(dataset, 'data_prefix', None) or {}).get('seg_map_path')
     suffix = getattr(dataset, 'seg_map_suffix', None)
     if not folder or not suffix or dataset.ann_file or not osp.isdir(folder):
@@ -225,7 +232,7 @@ def _check_other_label_maps(dataset: Any, samples: Sequence[Sample], report: Rep
 
 
 def compare_folders(reports: Sequence[Report]) -> None:
-    """Classes are numbered by their folders' names: every split needs the same."""
+    """Compare the class folders of the splits: their sorted names number the classes."""
     with_folders = [report for report in reports if report.folders]
     for report in with_folders[1:]:
         first = with_folders[0]
@@ -236,12 +243,12 @@ def compare_folders(reports: Sequence[Report]) -> None:
 
 
 def show(reports: Sequence[Report]) -> None:
-    """A line a data set, then the notes and the first problems of each kind."""
-    rows = [('split', 'data set', 'images', 'classes', 'annotations', 'problems')]
+    """Print one line per dataset, then the notes and the first problems of each type."""
+    rows = [('split', 'dataset', 'images', 'classes', 'annotations', 'problems')]
     for each in reports:
         numbers = (each.images, each.classes, each.annotations, each.count)
         texts = ['-' if number is None else f'{number:,}' for number in numbers]
-        rows.append((each.split, each.kind, *texts))
+        rows.append((each.split, each.dataset, *texts))
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         cells = [
@@ -262,7 +269,7 @@ def show(reports: Sequence[Report]) -> None:
 
 
 def write(reports: Sequence[Report], path: str) -> None:
-    """All problems, one a line."""
+    """Write all problems, one per line."""
     with open(path, 'x') as file:
         for report in reports:
             for problem, places in report.problems.items():
@@ -280,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenProcessPool as error:
         raise UserError(
-            f'--workers: one of {args.workers} processes was killed, perhaps for want of memory; '
+            f'--workers: one of {args.workers} processes was killed, perhaps for lack of memory; '
             'try fewer'
         ) from error
     compare_folders(reports)

@@ -1,4 +1,4 @@
-"""Whether a model's heads expect as many classes as a data set has."""
+"""Compare the numbers of classes of a model's heads with those of a dataset."""
 
 import re
 from collections.abc import Iterator
@@ -8,11 +8,20 @@ from .errors import UserError
 
 
 def check_class_count(model: dict, dataset: Any, key: str) -> None:
-    """Every head that states a number of classes must state that of the data set."""
+    """Check that each head with a number of classes has that of the dataset.
+
+    Args:
+        model: The model's config.
+        dataset: The dataset; its ``metainfo`` may list classes.
+        key: Config key of the dataset.
+
+    Raises:
+        UserError: A head has another number.
+    """
     classes = dataset.metainfo.get('classes')
     if not isinstance(classes, list | tuple):
         return
-    # Panoptic data: a box head knows the things only.
+    # Panoptic datasets: box heads know things only.
     right = {len(classes), len(dataset.metainfo.get('thing_classes', classes))}
     wrong = [head for head in stated_classes(model, 'model') if head[1] not in right]
     if wrong:
@@ -26,19 +35,19 @@ def check_class_count(model: dict, dataset: Any, key: str) -> None:
 
 
 def stated_classes(model: dict, key: str) -> Iterator[tuple[str, int]]:
-    """Config keys of the heads' numbers of classes, and the numbers."""
-    if 'language_model' in model or 'text_encoder' in model:  # classes come from a text
+    """Yield config key and number of classes of each head."""
+    if 'language_model' in model or 'text_encoder' in model:  # classes come from a prompt
         return
     for name in ('head', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head'):
         heads = model.get(name)
         for index, head in enumerate(heads if isinstance(heads, list | tuple) else [heads]):
-            # STDC's second head finds edges.
+            # STDC's second head predicts edges.
             if isinstance(head, dict) and head.get('type') != 'STDCHead':
                 part = f'[{index}]' if isinstance(heads, list | tuple) else ''
                 if isinstance(head.get('num_classes'), int):
                     yield f'{key}.{name}{part}.num_classes', head['num_classes']
     panoptic = model.get('panoptic_head') or {}
-    counts = [panoptic.get(f'num_{kind}_classes') for kind in ('things', 'stuff')]
+    counts = [panoptic.get(f'num_{name}_classes') for name in ('things', 'stuff')]
     if all(isinstance(count, int) for count in counts):
         name = f'{key}.panoptic_head.num_things_classes + num_stuff_classes'
         yield name, sum(counts)
@@ -48,5 +57,5 @@ def stated_classes(model: dict, key: str) -> Iterator[tuple[str, int]]:
 
 
 def as_option(key: str) -> str:
-    """``a.b[0].c`` as --cfg-options spells it: ``a.b.0.c``."""
+    """Spell the key ``a.b[0].c`` as --cfg-options does: ``a.b.0.c``."""
     return re.sub(r'\[(\d+)\]', r'.\1', key)

@@ -1,19 +1,19 @@
-"""Check an annotation file in COCO's format, without its images."""
+"""Check an annotation file in COCO's format without reading its images."""
 
 import json
 import os.path as osp
 from collections.abc import Callable, Iterator, Sequence
 
-MARGIN = 1  # pixels a box or outline may reach over the border, from rounding
+MARGIN = 1  # pixels by which rounding may move a box or polygon over the border
 
 
 def coco_problems(
     path: str, classes: Sequence[str], add: Callable[[str, str], None]
 ) -> tuple[int, list[str]]:
-    """Call ``add(problem, where)`` for each problem; return the number of objects and notes.
+    """Call ``add(problem, where)`` for each problem; return the number of annotations and notes.
 
     Raises:
-        ValueError: It is not such a file.
+        ValueError: The file is not in COCO's format.
     """
     with open(path) as file:
         content = json.load(file)
@@ -40,16 +40,16 @@ def coco_problems(
         box = annotation.get('bbox') or ()
         tiny += len(box) == 4 and min(box[2:]) < 1
     if tiny:
-        notes.append(f'{tiny:,} boxes under a pixel wide or high, which mmdet leaves out')
+        notes.append(f'{tiny:,} boxes less than a pixel wide or high, which mmdet leaves out')
     return len(annotations), notes
 
 
 def _check_ids(content: dict, annotations: list[dict], name: str, add: Callable) -> None:
-    for kind, entries in (('images', content['images']), ('annotations', annotations)):
+    for what, entries in (('images', content['images']), ('annotations', annotations)):
         seen = set()
         for entry in entries:
             if entry.get('id') in seen:
-                add(f'{kind} with the same id', f'{entry.get("id")} in {name}')
+                add(f'{what} with the same id', f'{entry.get("id")} in {name}')
             seen.add(entry.get('id'))
     for image in content['images']:
         if not all(isinstance(image.get(k), int) and image[k] > 0 for k in ('width', 'height')):
@@ -73,16 +73,16 @@ def _annotation_problems(annotation: dict, image: dict) -> Iterator[str]:
         x, y, w, h = box
         if not _inside([x, x + w], width) or not _inside([y, y + h], height) or min(w, h) < 0:
             yield 'boxes outside the image'
-    outline = annotation.get('segmentation')
-    if isinstance(outline, dict):
-        if list(outline.get('size', ())) != [height, width]:
+    mask = annotation.get('segmentation')
+    if isinstance(mask, dict):
+        if list(mask.get('size', ())) != [height, width]:
             yield 'masks of another size than the image'
         return
-    for polygon in outline or ():
+    for polygon in mask or ():
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            yield 'outlines that are not polygons'
+            yield 'invalid polygons'
         elif not _inside(polygon[::2], width) or not _inside(polygon[1::2], height):
-            yield 'outlines outside the image'
+            yield 'polygons outside the image'
 
 
 def _inside(values: Sequence[float], end: float) -> bool:

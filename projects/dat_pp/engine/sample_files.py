@@ -1,4 +1,4 @@
-"""Read the files of a data set in several processes and say what is wrong with them."""
+"""Read the files of a dataset in several processes and report what is wrong with them."""
 
 import os.path as osp
 import signal
@@ -15,11 +15,11 @@ from tqdm import tqdm
 from .errors import message_of
 
 SHOWN = 5  # label values without a class
-CHUNK = 16  # samples a process takes at once
+CHUNK = 16  # samples per task of a worker process
 
 
 class Sample(NamedTuple):
-    """Files of a sample, and the image's width and height if the annotations say them."""
+    """The files of a sample, and the image's width and height if the annotations state them."""
 
     image: str
     label_map: str | None
@@ -29,11 +29,18 @@ class Sample(NamedTuple):
 def in_processes(
     inspect: Callable, samples: Sequence[Sample], workers: int, name: str
 ) -> Iterator[tuple[str, str]]:
-    """Problems of the samples, with a progress bar on stderr."""
+    """Yield the problems of the samples, and show a progress bar on stderr.
+
+    Args:
+        inspect: Returns the problems of some samples, as :func:`inspect_samples` does.
+        samples: The samples.
+        workers: Number of worker processes; with 0 everything runs in this process.
+        name: Title of the progress bar.
+    """
     chunks = [samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK)]
-    # A line every half minute where the output is a file.
+    # One line every 30 seconds if the output is a file.
     pause = 0.2 if sys.stderr.isatty() else 30
-    pool = ProcessPoolExecutor(workers, initializer=_leave_interrupts) if workers else None
+    pool = ProcessPoolExecutor(workers, initializer=_ignore_interrupts) if workers else None
     results: Iterable = pool.map(inspect, chunks) if pool else map(inspect, chunks)
     try:
         with tqdm(total=len(samples), desc=name, unit='images', mininterval=pause) as bar:
@@ -45,14 +52,18 @@ def in_processes(
             pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts() -> None:
+def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def inspect_samples(
     samples: Sequence[Sample], allowed: frozenset[int] | None, fast: bool
 ) -> list[tuple[str, str]]:
-    """Look for the files and, unless ``fast``, decode them: problems with where they are."""
+    """Look for the files and, unless ``fast``, decode them.
+
+    Returns:
+        Type and place of each problem.
+    """
     return [problem for sample in samples for problem in _inspect(sample, allowed, fast)]
 
 
@@ -91,17 +102,17 @@ def _unknown(pixels: np.ndarray, allowed: frozenset[int]) -> str:
 
 
 def _decode(path: str) -> tuple[np.ndarray, tuple[int, int]]:
-    """Pixels as stored, and width and height as the libraries see them: turned as EXIF says."""
+    """Decode an image: pixels as stored, and width and height after EXIF rotation."""
     Image.MAX_IMAGE_PIXELS = None
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         with Image.open(path) as image:
-            size = image.size[::-1] if _is_turned(image) else image.size
+            size = image.size[::-1] if _is_rotated(image) else image.size
             return np.asarray(image), size
 
 
-def _is_turned(image: Image.Image) -> bool:
-    """Whether a viewer, and OpenCV, turn the image by a quarter."""
+def _is_rotated(image: Image.Image) -> bool:
+    """Whether OpenCV and image viewers rotate the image by 90 degrees."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     except Exception:  # broken EXIF data; the image may be good
