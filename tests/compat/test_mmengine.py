@@ -5,13 +5,16 @@ import inspect
 from pathlib import Path
 from types import SimpleNamespace
 
+import golden
 import mmengine.config.config
 import mmengine.config.utils
 import mmengine.infer.infer
 import pytest
+import torch
 from fresh import python
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.hub import get_config, get_model
 from mmengine.infer import BaseInferencer
 from mmengine.runner import load_checkpoint
 
@@ -124,9 +127,29 @@ def test_own_base_with_a_near_name(tmp_path: Path) -> None:
 def test_share_page_as_a_checkpoint(page: str) -> None:
     """One line with the link, before anything is downloaded."""
     with pytest.raises(ValueError, match='share page') as error:
-        load_checkpoint(dat_pp.DAT('dat-t++'), f'{page}f/14c5ddae10b642e68089/')
-    assert f'{page}f/14c5ddae10b642e68089/' in str(error.value)
-    assert len(str(error.value).splitlines()) == 1
+        load_checkpoint(torch.nn.Linear(1, 1), f'{page}f/0123/')
+    assert str(error.value) == (
+        f'{page}f/0123/ is a share page, which only a browser can open: save its file and give '
+        'the path'
+    )
+
+
+def test_published_weights_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says where to save the file; once it is there, pretrained=True reads it."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    config = 'dat_pp::imagenet/dat-pp-tiny_32xb128_in1k.py'
+    path = tmp_path / 'hub' / 'checkpoints' / 'dat-pp-tiny_32xb128_in1k.pth'
+    with pytest.raises(ValueError, match='save its file as') as error:
+        get_model(config, pretrained=True)
+    assert f'save its file as {path}, or' in str(error.value)
+    assert get_config(config, pretrained=True).model_path in str(error.value)
+
+    keys = golden.published_keys('imagenet_pp_tiny')
+    weights = {name: torch.full((1,), 0.5).expand(key['shape']) for name, key in keys.items()}
+    path.parent.mkdir(parents=True)
+    torch.save({'model': weights}, path)
+    model = get_model(config, pretrained=True)
+    assert all(bool((value == 0.5).all()) for value in model.parameters())
 
 
 def test_published_weights_are_on_known_share_pages() -> None:

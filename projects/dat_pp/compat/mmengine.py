@@ -17,16 +17,17 @@ what                                  why
 ``BaseInferencer``                    inferencers know only the models in a library's own index
 ===================================== ==========================================================
 
-``CheckpointLoader`` has an official door: schemes for the share pages of the published weights,
-which a browser opens but a program cannot download.
+``CheckpointLoader`` takes schemes of other packages: here for the share pages of the published
+weights, which a browser can open but a program cannot download.
 """
 
 import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 import mmengine
 from mmengine.utils import digit_version, get_installed_path, is_installed
@@ -36,6 +37,7 @@ from .imports import when_imported
 
 VERSIONS = ('0.10.0', '0.11.0')  # from the first on, up to and without the second
 SHARE_PAGES = ('https://1drv.ms/', 'https://cloud.tsinghua.edu.cn/', 'https://drive.google.com/')
+LIBRARIES = set(catalog.LIBRARIES.values())
 # What was left alone -> the reason.
 SKIPPED: dict[str, str] = {}
 
@@ -102,7 +104,7 @@ def _models_by_name(infer: ModuleType) -> None:
     @functools.wraps(original)
     def get_models_from_metafile(dir: str) -> Iterator[dict[str, Any]]:
         yield from original(dir)
-        for library in set(catalog.LIBRARIES.values()) & set(sys.modules):
+        for library in LIBRARIES & sys.modules.keys():
             if folder_of(library) == dir:
                 yield from catalog.models(library)
 
@@ -115,11 +117,29 @@ def _share_pages(checkpoint: ModuleType) -> None:
     loader.register_scheme(prefixes=SHARE_PAGES, loader=load_from_share_page, force=True)
 
 
-def load_from_share_page(filename: str, map_location: object = None) -> NoReturn:
-    raise ValueError(
-        f'the weights are on a share page, which only a browser can open: save the file from '
-        f'{filename}, convert it with published_to_mmlab.py, and give the path of the result'
-    )
+def load_from_share_page(filename: str, map_location: object = None) -> dict[str, Any]:
+    """Read published weights that a person has downloaded to PyTorch's folder of checkpoints.
+
+    Raises:
+        ValueError: The file is not there; the message says what to save where.
+    """
+    import torch
+
+    models = [model for library in LIBRARIES for model in catalog.models(library)]
+    names = [model['Name'] for model in models if model['Weights'] == filename]
+    folder = Path(torch.hub.get_dir(), 'checkpoints')
+    path = next((folder / f'{name}.pth' for name in names), None)
+    if path is None or not path.is_file():
+        raise ValueError(
+            f'{filename} is a share page, which only a browser can open: save its file '
+            + ('and give the path' if path is None else f'as {path}, or give the path of another')
+        )
+    from ..weights import convert_published, is_published, read_checkpoint
+
+    checkpoint = read_checkpoint(path)
+    weights = checkpoint.weights
+    weights = convert_published(weights) if is_published(weights) else weights
+    return {'state_dict': weights, 'meta': checkpoint.content.get('meta', {})}
 
 
 CHANGES = {
