@@ -13,7 +13,7 @@ from dat_pp.ops import flops
 
 SIZES = {
     'deformable': dict(batch=2, groups=2, group_heads=2, size=(5, 7), samples=9, dim=8),
-    'neighborhood': dict(batch=2, heads=3, size=(6, 7), dim=8, kernel=5),
+    'neighborhood': dict(batch=2, heads=2, size=(4, 6), dim=8),
 }
 
 

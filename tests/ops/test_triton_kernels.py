@@ -11,6 +11,7 @@ import torch
 from dat_pp.ops.triton.kernels import block_of, launch, precision_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', ['fp16', 'fp32'])
 def test_compile_for_gpu(dtype: str) -> None:
     """To machine code for an H100; no size makes a variant of its own."""

@@ -28,6 +28,8 @@ struct Arguments {
     int64_t tiles() const { return strips() * ((height + TILE_ROWS - 1) / TILE_ROWS); }
 };
 
+constexpr float FAR = 1e30f;  // beyond any table, but finite
+
 // Where displacements fall on a table axis of ``size`` entries, padded by one on each side.
 struct Cells {
     ivec cell;  // the first of two
@@ -36,10 +38,9 @@ struct Cells {
     void find(const float* query, int count, float sample, int64_t size) {
         float near[LANES];
         for (int i = 0; i < LANES; ++i) near[i] = query[std::min(i, count - 1)];
-        // Half the displacement; from 3 on the bias is zero, whatever the size of the table.
-        vec half = (load(near) - sample) / 2;
-        half = half > 3 ? splat(3) : half < -3 ? splat(-3) : half;
-        vec at = (half + 1) * ((size - 1) * 0.5f);
+        // Infinity times (size - 1) = 0 would be NaN.
+        sample = sample > FAR ? FAR : sample < -FAR ? -FAR : sample;
+        vec at = ((load(near) - sample) / 2 + 1) * ((size - 1) * 0.5f);
         vec end = splat(size), clamped = at >= -1 ? (at <= end ? at : end) : splat(-1);
         // Conversion truncates towards zero: adding 2 makes it the floor.
         vec first = __builtin_convertvector(__builtin_convertvector(clamped + 2, ivec), vec) - 2;

@@ -44,21 +44,13 @@ def _configs(*choices: tuple[int, int, int]) -> list[triton.Config]:
 
 
 @triton.jit
-def _half_displacement(query, sample):
-    """Half the displacement, clamped where the bias is zero whatever the size of the table."""
-    half = (query - sample) * 0.5
-    half = tl.where(half > 3, 3.0, half)
-    return tl.where(half < -3, -3.0, half)
-
-
-@triton.jit
 def _cell(query, sample, size):
     """Locate displacements on an axis of the padded table of ``size`` + 2 entries.
 
     Returns the first of the two cells, the weight of the second, and whether the bias changes with
     the displacement there. Operations are in grid_sample's order. NaN gives a weight of NaN.
     """
-    at = (_half_displacement(query, sample) + 1) * ((size - 1) * 0.5)
+    at = ((query - sample) * 0.5 + 1) * ((size - 1) * 0.5)
     clamped = tl.where(at >= -1, tl.minimum(at, size.to(tl.float32)), -1.0)
     cell = tl.minimum(tl.floor(clamped), size - 1.0)
     weight = tl.where(at == at, clamped - cell, at)
@@ -96,11 +88,18 @@ def _load_queries(query_y, query_x, m, inside, width):
 
 
 @triton.jit
-def _load_samples(positions, z, group_heads, n, inside, samples):
+def _finite(position):
+    """Replace infinite positions by finite ones beyond any table; keep NaN."""
+    position = tl.where(position > 1e30, 1e30, position)
+    return tl.where(position < -1e30, -1e30, position)
+
+
+@triton.jit
+def _load_samples(positions, z, group_heads, n, valid, samples):
     """Load y and x of the samples of the group of pair z."""
     pointers = positions + ((z // group_heads) * samples + n) * 2
-    y = tl.load(pointers, mask=inside, other=0.0)
-    return y, tl.load(pointers + 1, mask=inside, other=0.0)
+    y = tl.load(pointers, mask=valid, other=0.0)
+    return _finite(y), _finite(tl.load(pointers + 1, mask=valid, other=0.0))
 
 
 @triton.autotune(_configs((64, 32, 4), (64, 32, 8), (128, 32, 8)), key=['D'])
@@ -264,7 +263,7 @@ def sample_gradient_kernel(
 @triton.jit
 def _axis_weights(query, sample, entries, size):
     """Weights of the table entries for the displacements from a sample; axes broadcast."""
-    at = (_half_displacement(query, sample) + 1) * ((size - 1) * 0.5)
+    at = ((query - sample) * 0.5 + 1) * ((size - 1) * 0.5)
     return tl.maximum(1 - tl.abs(at - entries), 0.0)
 
 
@@ -297,8 +296,8 @@ def table_gradient_kernel(
         local_z = (item // samples).to(tl.int64) * heads + head
         z = local_z + first_image.to(tl.int64) * heads
         sample = positions + ((z // group_heads) * samples + n) * 2
-        sample_y = tl.load(sample)
-        sample_x = tl.load(sample + 1)
+        sample_y = _finite(tl.load(sample))
+        sample_x = _finite(tl.load(sample + 1))
         grads = grad_logits + (local_z * samples + n) * slab_rows * width
         for first_y in range(0, slab_rows, BLOCK_Q):
             y = first_y + tl.arange(0, BLOCK_Q)
