@@ -59,7 +59,7 @@ def test_roi_features_equal_those_in_float32(dtype: torch.dtype) -> None:
 
 
 def small(path: str) -> nn.Module:
-    """The config's model on the CPU: one block per stage, few RoIs, no synchronized norms."""
+    """The config's model on the CPU: one block per stage, small heads, no synchronized norms."""
     model = copy.deepcopy(load(path).model)
     model.backbone.update(
         arch=dict(base='dat-t++', mixers=['N', 'D', 'N', 'D']), init_cfg=None, drop_path_rate=0.0
@@ -69,6 +69,8 @@ def small(path: str) -> nn.Module:
         rcnn = model.train_cfg.rcnn
         for stage in rcnn if isinstance(rcnn, list) else [rcnn]:
             stage.sampler.update(num=8)
+    if 'decode_head' in model:
+        model.decode_head.channels = 64
     torch.manual_seed(0)
     return revert_sync_batchnorm(MODELS.build(model)).train()
 

@@ -2,7 +2,7 @@
 
 OpenMMLab's 2.x libraries ran these parts outside of autocast, in float32 (``force_fp32``); their
 successors run them in half precision. Both wrappers below are registered in mmengine's root
-registry, work in any config of mmdet or mmseg, and do nothing where there is no autocast::
+registry, work in any config of mmdet or mmseg, and change nothing in float32 training and tests::
 
     custom_imports = dict(imports=['dat_pp'])
     model = dict(
@@ -18,39 +18,46 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-# What 2.x forced to float32, by its name since 3.x: losses, predictions decoded to boxes (which
-# in training are RPN's proposals and the boxes between the stages of a cascade).
+# What 2.x ran in float32, by the names of 3.x: losses, and decoding predictions to boxes (in
+# training, RPN's proposals and the boxes between the stages of a cascade).
 HEAD_METHODS = ('loss_by_feat', 'loss_and_target', 'predict_by_feat', 'refine_bboxes')
 
 
 @MODELS.register_module(name='Float32RoIExtractor')
 def float32_roi_extractor(base: str = 'SingleRoIExtractor', **settings: Any) -> nn.Module:
-    """Build an RoI extractor of mmdet that takes features and RoIs as float32.
+    """Build an RoI extractor of mmdet that converts features and RoIs to float32.
 
-    mmdet 3 casts RoIs to the dtype of the features. In half precision coordinates are then rounded
-    to half a pixel and worse, and width x height overflows from 256 x 256 on, so that in training
-    every such RoI is taken from the last level.
+    mmdet 3 casts RoIs to the dtype of the features. In half precision this rounds coordinates to
+    half a pixel or worse, and width x height overflows from 256 x 256 on, so that in training such
+    RoIs are taken from the last level.
 
     Args:
-        base: The extractor's type.
-        settings: Its settings.
+        base: Type of the extractor.
+        settings: Its other settings.
 
     Returns:
-        A module called as ``base``; the result has the dtype of the features.
+        A subclass's instance, whose results have the dtype of the features.
+
+    Raises:
+        KeyError: ``base`` is not registered.
     """
     return _subclass(_find(base), ('forward',), True)(**settings)
 
 
 @MODELS.register_module(name='Float32Head')
 def float32_head(base: str, **settings: Any) -> nn.Module:
-    """Build a head whose losses and decoded boxes are computed in float32.
+    """Build a head of mmdet or mmseg that computes losses and decodes boxes in float32.
 
     Args:
-        base: The head's type.
-        settings: Its settings.
+        base: Type of the head.
+        settings: Its other settings.
+
+    Returns:
+        A subclass's instance.
 
     Raises:
-        TypeError: The head has none of ``HEAD_METHODS``.
+        KeyError: ``base`` is not registered.
+        TypeError: It has none of ``HEAD_METHODS``.
     """
     cls = _find(base)
     methods = tuple(name for name in HEAD_METHODS if hasattr(cls, name))
@@ -60,7 +67,7 @@ def float32_head(base: str, **settings: Any) -> nn.Module:
 
 
 def _find(name: str) -> type[nn.Module]:
-    """The registered module, looked for in the library whose scope is the current one."""
+    """Look a module up in the registry of the current scope."""
     with MODELS.switch_scope_and_registry(None) as registry:
         cls = registry.get(name)
     if cls is None:
@@ -77,17 +84,19 @@ def _subclass(
 
 
 def _in_float32(method: Callable, restore_dtype: bool) -> Callable:
-    """The method, called outside of autocast with float32 tensors.
+    """Wrap a method to run outside of autocast, on float32 tensors.
 
     Args:
-        method: Method of a module, which takes tensors, or lists, tuples and dicts of tensors.
-        restore_dtype: Cast the result to the dtype of the first floating point tensor given.
+        method: Takes tensors, or lists, tuples and dicts of them, among its arguments.
+        restore_dtype: Cast the result to the dtype of the first floating point tensor passed.
     """
 
     @functools.wraps(method)
     def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         first = next((t for t in _tensors((args, kwargs)) if t.is_floating_point()), None)
-        if first is None:
+        if first is None or (
+            first.dtype == torch.float32 and not torch.is_autocast_enabled(first.device.type)
+        ):
             return method(self, *args, **kwargs)
         args, kwargs = _to_float32((args, kwargs))
         with torch.autocast(first.device.type, enabled=False):
