@@ -57,27 +57,7 @@ def keep_colons(app: Sphinx, what: str, *args: object) -> None:
         lines.insert(0, '\\ ')
 
 
-def rebase_links(app: Sphinx, path: Path, parent: str, content: list[str]) -> None:
-    """Make relative links of an included page relative to the page that includes it.
-
-    ``configs/*/README.md``, ``CHANGELOG.md`` and ``CONTRIBUTING.md`` are read on a forge too, so
-    their links are relative to themselves. Links to other pages of the site become links to them.
-    """
-    here = (Path(app.srcdir) / app.env.docname).parent
-    folder = (Path(app.srcdir) / path).resolve().parent
-
-    def rebase(match: re.Match) -> str:
-        target, _, anchor = match['target'].partition('#')
-        file = (folder / target).resolve()
-        page = app.config.included.get(os.path.relpath(file, Path(app.srcdir).parent))
-        if page:
-            file = Path(app.srcdir) / page
-        return f']({os.path.relpath(file, here)}{"#" * bool(anchor)}{anchor})'
-
-    content[0] = re.sub(r'\]\((?P<target>(?!\w+:|#)[^)\s]+)\)', rebase, content[0])
-
-
-# Files outside of this folder that a page of the site includes.
+# Files outside of this folder, which people read on a forge too, and the pages that include them.
 INCLUDED = {
     'CHANGELOG.md': 'changelog.md',
     'CONTRIBUTING.md': 'contributing.md',
@@ -89,7 +69,34 @@ INCLUDED = {
 }
 
 
+def rebased(app: Sphinx, text: str, folder: Path, docname: str) -> str:
+    """Rewrite the links of a text that lies in ``folder`` for the page ``docname`` of the site.
+
+    Links are relative to the file that they stand in. A link to a file that a page of the site
+    includes becomes one to that page.
+    """
+    source = Path(app.srcdir)
+
+    def rebase(match: re.Match) -> str:
+        target, hash_, anchor = match['target'].partition('#')
+        file = (folder / target).resolve()
+        page = INCLUDED.get(os.path.relpath(file, source.parent))
+        file = source / page if page else file
+        return f']({os.path.relpath(file, (source / docname).parent)}{hash_}{anchor})'
+
+    return re.sub(r'\]\((?P<target>(?!\w+:|#)[^)\s]+\.\w+(#[^)\s]*)?)\)', rebase, text)
+
+
+def rebase_page(app: Sphinx, docname: str, content: list[str]) -> None:
+    content[0] = rebased(app, content[0], (Path(app.srcdir) / docname).parent, docname)
+
+
+def rebase_included(app: Sphinx, path: Path, parent: str, content: list[str]) -> None:
+    folder = (Path(app.srcdir) / path).resolve().parent
+    content[0] = rebased(app, content[0], folder, app.env.docname)
+
+
 def setup(app: Sphinx) -> None:
-    app.add_config_value('included', INCLUDED, 'env')
-    app.connect('include-read', rebase_links)
+    app.connect('source-read', rebase_page)
+    app.connect('include-read', rebase_included)
     app.connect('autodoc-process-docstring', keep_colons, priority=400)  # before napoleon's 500
