@@ -126,8 +126,8 @@ def parse_args() -> argparse.Namespace:
         help='train FACTOR times as many epochs',
     )
     args = parser.parse_args()
-    if not 0 < args.longer < 1000:
-        parser.error(f'--longer: expected a factor between 0 and 1000, got {args.longer}')
+    if not 1 <= args.longer <= 1000:
+        parser.error(f'--longer: expected a factor from 1 to 1000, got {args.longer}')
     return args
 
 

@@ -254,6 +254,14 @@ def test_longer_multiplies_the_epochs(sandbox):
     assert sorted(calls(sandbox)) == sorted(ALL)
 
 
+@pytest.mark.parametrize('factor', ['0.5', 'nan'])
+def test_a_factor_that_would_train_less_is_refused(factor, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['run', '--longer', factor])
+    with pytest.raises(SystemExit, match='2'):
+        run.main()
+    assert f'--longer: expected a factor from 1 to 1000, got {factor}' in capsys.readouterr().err
+
+
 def test_a_failure_is_one_line_with_its_log_and_ends_the_other_task(sandbox, capsys, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['run'])
     (sandbox / 'fail_mask-rcnn').touch()
