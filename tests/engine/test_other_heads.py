@@ -60,6 +60,11 @@ SEGMENTORS = {
     'pspnet': ('_base_/models/pspnet_r50-d8.py', (2, 3), {}),
     'segformer': ('_base_/models/segformer_mit-b0.py', (0, 1, 2, 3), {}),
 }
+FAST = 'deformable-detr', 'fcos', 'rtmdet', 'segformer'
+
+
+def cases(models: dict) -> list:
+    return [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in models]
 
 
 def build(library: str, config: str, indices: tuple[int, ...], options: dict) -> BaseModel:
@@ -109,7 +114,7 @@ def take_steps(model: BaseModel, train: dict, test: dict) -> list:
         return model.eval().test_step(test)
 
 
-@pytest.mark.parametrize('name', DETECTORS)
+@pytest.mark.parametrize('name', cases(DETECTORS))
 def test_detector(name: str) -> None:
     torch.manual_seed(0)
     model = build('mmdet', *DETECTORS[name])
@@ -123,7 +128,7 @@ def test_detector(name: str) -> None:
         assert sample.pred_instances.bboxes.isfinite().all()
 
 
-@pytest.mark.parametrize('name', SEGMENTORS)
+@pytest.mark.parametrize('name', cases(SEGMENTORS))
 def test_segmentor(name: str) -> None:
     torch.manual_seed(0)
     model = build('mmseg', *SEGMENTORS[name])

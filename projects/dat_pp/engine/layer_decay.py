@@ -66,7 +66,7 @@ class BackboneLayerDecayConstructor(DefaultOptimWrapperConstructor):
         rate = self.paramwise_cfg['layer_decay_rate']
         names = {parameter: name for name, parameter in module.named_parameters()}
         depths = _layer_depths(module)
-        scales = Counter()
+        scales: Counter[float] = Counter()
         for group in params:
             (parameter,) = group['params']
             name = names[parameter]
@@ -75,7 +75,8 @@ class BackboneLayerDecayConstructor(DefaultOptimWrapperConstructor):
                 if name.startswith(backbone):
                     layer, num_layers = layer_depth(name)
                     scale = rate ** (num_layers - 1 - layer)
-            group['lr'] = group.get('lr', self.base_lr) * scale
+            group.setdefault('lr', self.base_lr)
+            group['lr'] *= scale
             group['param_name'] = name
             scales[scale] += 1
         for scale, count in sorted(scales.items()):
@@ -84,7 +85,7 @@ class BackboneLayerDecayConstructor(DefaultOptimWrapperConstructor):
 
 def _layer_depths(model: nn.Module) -> dict[str, LayerDepth]:
     """Map the prefix of each backbone's parameters (``'backbone.'``) to its layer depth."""
-    depths = {}
+    depths: dict[str, LayerDepth] = {}
     for name, module in model.named_modules():
         # mmpretrain's classifiers have the method as well, but only pass it on to their backbone.
         if hasattr(module, 'get_layer_depth') and not hasattr(module, 'backbone'):
