@@ -6,6 +6,15 @@ import torch
 from torch.autograd import forward_ad
 
 
+def constant_when_compiled(function: Callable) -> Callable:
+    """Have torch.compile call a function without arguments while tracing and keep its result.
+
+    This is ``torch.compiler.assume_constant_result``, which would import the compiler and Triton.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
 def is_transformed() -> bool:
     """Whether derivatives are taken by torch.func or in forward mode.
 
@@ -24,13 +33,10 @@ def is_transformed() -> bool:
 
 def is_exporting() -> bool:
     """Whether torch.export or torch.onnx.export traces this call."""
-    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+    return torch.compiler.is_exporting() or is_exporting_onnx()
 
 
-def constant_when_compiled(function: Callable) -> Callable:
-    """Have torch.compile call a function without arguments while tracing and keep its result.
-
-    This is ``torch.compiler.assume_constant_result``, which would import the compiler and Triton.
-    """
-    function._dynamo_marked_constant = True
-    return function
+@constant_when_compiled
+def is_exporting_onnx() -> bool:
+    """Whether torch.onnx.export traces this call; torch.compile would take it for False."""
+    return torch.onnx.is_in_onnx_export()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import flops
-from .context import is_transformed
+from .context import is_exporting_onnx, is_transformed
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -19,7 +19,7 @@ def unsupported_reason(q: Tensor, dropout_p: float, max_head_size: int) -> str |
         return f'a head of size {q.shape[-1]} is above {max_head_size}'
     if dropout_p > 0:
         return 'it has no dropout of attention weights'
-    if torch.onnx.is_in_onnx_export():
+    if is_exporting_onnx():
         return 'it has no ONNX form; set DAT_PP_BACKEND=reference'
     if is_transformed():
         return 'it has no torch.func or forward-mode derivatives; set DAT_PP_BACKEND=reference'
