@@ -23,7 +23,9 @@ CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason='checks runs wit
 
 
 def weights(path: Path) -> dict:
-    return torch.load(path, map_location='cpu', weights_only=False)['state_dict']
+    state = torch.load(path, map_location='cpu', weights_only=False)['state_dict']
+    # FlexibleRunner saves the names of the wrapped model.
+    return {name.removeprefix('module.'): value for name, value in state.items()}
 
 
 def assert_same_weights(one: Path, other: Path, tolerance: float = 0.0) -> None:

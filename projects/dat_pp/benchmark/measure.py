@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,6 @@ from pathlib import Path
 import torch
 from torch.autograd import DeviceType
 from torch.autograd.profiler import profile
-from torch.utils.benchmark import timer
 
 from ..engine.errors import message_of
 
@@ -68,7 +68,7 @@ def measure_interleaved(
                 announce(f'{case.name}, round {turn + 1} of {repeat}')
                 if found[case.name].error is None:
                     with _drop_on_error(case, found[case.name]) as measurement:
-                        measurement.times.append(seconds(case))
+                        measurement.times.append(seconds(case, device))
     return found
 
 
@@ -92,11 +92,16 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in CPU_MESSAGES)
 
 
-def seconds(case: Case) -> float:
-    """Time one run; the timer waits for a GPU."""
-    start = timer()
+def seconds(case: Case, device: torch.device) -> float:
+    """Time one run.
+
+    torch.utils.benchmark would run the case more than once, to warm up.
+    """
+    synchronize(device)
+    start = time.perf_counter()
     case.run()
-    return timer() - start
+    synchronize(device)
+    return time.perf_counter() - start
 
 
 def synchronize(device: torch.device) -> None:

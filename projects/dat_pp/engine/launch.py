@@ -1,6 +1,7 @@
 """Start a run: the arguments of train.py and test.py, the runner, and runs on CPUs."""
 
 import argparse
+import atexit
 import contextlib
 import importlib
 import os
@@ -148,6 +149,13 @@ def _init_gloo(launcher: str) -> None:
     if not torch.distributed.is_initialized():
         with user_errors(f'--launcher {launcher}: cannot start the process group'):
             torch.distributed.init_process_group('gloo')
+        # Its threads must not outlive the interpreter.
+        atexit.register(_destroy_process_group)
+
+
+def _destroy_process_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _wrap_on_cpu(cfg: Config) -> None:
