@@ -94,23 +94,35 @@ SIZES = {
 
 
 def test_plain_checkout(tmp_path: Path) -> None:
-    """On PYTHONPATH without installation, configs are found beside ``projects``."""
+    """On PYTHONPATH without installation, configs are found beside ``projects``.
+
+    What mmengine looks up in the package itself, its hub and its lazy form, is not.
+    """
     ignored = shutil.ignore_patterns('.mim', '__pycache__', 'configs', '*.png')
     package = tmp_path / 'checkout' / 'projects' / 'dat_pp'
     shutil.copytree(ROOT / 'projects' / 'dat_pp', package, ignore=ignored)
     shutil.copytree(ROOT / 'configs', tmp_path / 'checkout' / 'configs')
     shutil.copy(ROOT / 'model-index.yml', tmp_path / 'checkout')
     (tmp_path / 'mine.py').write_text("_base_ = 'dat_pp::digits/upernet'\n")
+    (tmp_path / 'lazy.py').write_text(
+        'from mmengine.config import read_base\n'
+        'with read_base():\n    from dat_pp.configs.digits.upernet import *\n'
+    )
     code = (
         'import dat_pp; from mmengine.config import Config\n'
         "print(dat_pp.config('digits/upernet'))\n"
-        "print(Config.fromfile('mine.py').model.type, len(dat_pp.catalog.models('mmseg')))"
+        "print(Config.fromfile('mine.py').model.type, len(dat_pp.catalog.models('mmseg')))\n"
+        'from mmengine.hub import get_config\n'
+        "for read, name in ((Config.fromfile, 'lazy.py'), (get_config, 'dat_pp::digits/a.py')):\n"
+        '    try: read(name)\n'
+        '    except Exception as error: print(type(error).__name__)'
     )
     done = python(tmp_path, '-c', code, path=str(package.parent))
     assert done.returncode == 0, done.stderr[-2000:]
-    path, built = done.stdout.splitlines()
+    path, built, *errors = done.stdout.splitlines()
     assert path == str(tmp_path / 'checkout' / 'configs' / 'digits' / 'upernet.py')
     assert built == f'EncoderDecoder {SIZES["mmseg"]}'
+    assert errors == ['ConfigParsingError', 'FileNotFoundError']
 
 
 def test_copy_without_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
