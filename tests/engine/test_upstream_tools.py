@@ -104,10 +104,15 @@ def test_efficient_conv_bn_eval(tmp_path: Path) -> None:
     assert 'Enabling the "efficient_conv_bn_eval" feature' in log
 
 
-def test_flops_of_mmpretrain(tmp_path: Path) -> None:
-    config = dat_pp.config(CONFIGS['mmpretrain'])
-    done = script('mmpretrain', 'analysis_tools/get_flops.py', config, cwd=tmp_path)
-    assert 'Flops: 4.287G' in done.stdout, done.stdout[-3000:]
+@pytest.mark.parametrize(
+    ('library', 'argv', 'flops'),
+    [('mmpretrain', (), '4.287G'), ('mmseg', ('--shape', 512, 512), '45.98G')],
+)
+def test_flops(library: str, argv: tuple, flops: str, tmp_path: Path) -> None:
+    """The figures are those of this package's get_flops.py."""
+    config = dat_pp.config(CONFIGS[library])
+    done = script(library, 'analysis_tools/get_flops.py', config, *argv, cwd=tmp_path)
+    assert f'Flops: {flops}\n' in done.stdout, done.stdout[-3000:]
 
 
 @pytest.mark.parametrize(('library', 'write'), [('mmdet', write_coco), ('mmseg', write_ade20k)])
