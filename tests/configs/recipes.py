@@ -116,10 +116,10 @@ def learning_rates(
     runner._train_loop = runner.build_train_loop(cfg.train_cfg)
     schedulers = runner.build_param_scheduler(cfg.param_scheduler)
     found = {}
+    optimizer.optimizer.step()  # schedulers warn if there was none
     for iteration in range(runner.max_iters):
         if iteration in wanted:
             found[iteration] = optimizer.get_lr()['lr'][0]
-        optimizer.optimizer.step()
         for scheduler in schedulers:
             if not scheduler.by_epoch or (iteration + 1) % epoch_length == 0:
                 scheduler.step()

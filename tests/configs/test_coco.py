@@ -72,10 +72,19 @@ def test_model_and_optimizer(row: Detector, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @recipes
-def test_schedule(row: Detector, tmp_path: Path) -> None:
+def test_batch(row: Detector) -> None:
     cfg = config(row)
     assert batch_size(cfg) == row.images
     assert cfg.auto_scale_lr.base_batch_size == row.gpus * row.images == 64
+    assert cfg.train_cfg.max_epochs == row.epochs
+
+
+# 1x and 3x at both learning rates.
+@pytest.mark.parametrize(
+    'row', [*DETECTORS[:2], *DETECTORS[4:6]], ids=lambda row: f'{row.epochs}-{row.lr}'
+)
+def test_schedule(row: Detector, tmp_path: Path) -> None:
+    cfg = config(row)
     epoch = 600
     steps = [step * epoch for step in {12: (8, 11), 36: (27, 33)}[row.epochs]]
     wanted = [
