@@ -108,11 +108,9 @@ def test_upstream_bases_keep_their_scope() -> None:
 
 def test_own_bases_take_the_default_scope(tmp_path: Path) -> None:
     path = tmp_path / 'mine.py'
-    path.write_text(
-        "_base_ = 'dat_pp::digits/classification.py'\noptim_wrapper = dict(loss_scale=2)"
-    )
+    path.write_text("_base_ = 'dat_pp::digits/classification.py'\n")
     cfg = Config.fromfile(path)
-    assert '_scope_' not in cfg.optim_wrapper
+    assert '_scope_' not in cfg.val_evaluator
     assert cfg.model._scope_ == 'mmpretrain'
 
 
