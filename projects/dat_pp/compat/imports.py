@@ -72,19 +72,22 @@ def import_when_needed(package: str) -> None:
                 print(f'{package} cannot be imported: {error}', file=sys.stderr)
 
     def import_for_bases(module: 'ModuleType') -> None:
-        get_cfg_path = module.Config._get_cfg_path
+        get_cfg_path = getattr(module.Config, '_get_cfg_path', None)
+        if get_cfg_path is None:  # a version of mmengine that is not known here
+            return
 
-        def import_first(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        def import_first(cfg_path: str, *others: str) -> tuple[str, str | None]:
             if '::' in cfg_path:
                 module.Config._get_cfg_path = staticmethod(get_cfg_path)
                 import_package(module)  # which replaces the function in turn
-                return module.Config._get_cfg_path(cfg_path, filename)
-            return get_cfg_path(cfg_path, filename)
+                return module.Config._get_cfg_path(cfg_path, *others)
+            return get_cfg_path(cfg_path, *others)
 
         import_first._dat_pp_original = get_cfg_path
         module.Config._get_cfg_path = staticmethod(import_first)
 
     when_imported('mmengine.runner', import_package)
-    # It imports mmengine.runner: only if it is watched before is the package told of its end.
+    # Watched from the start because it imports mmengine.runner: a callback that is registered in
+    # the middle of a module's execution is called only if the module was watched before.
     when_imported('mmengine.infer.infer', import_package)
     when_imported('mmengine.config.config', import_for_bases)
