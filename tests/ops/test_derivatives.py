@@ -101,6 +101,7 @@ def test_gradgradcheck(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> N
     torch.autograd.gradgradcheck(lambda *x: operator.function(*x, backend='blocked'), leaves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('transform', ['grad', 'jvp'])
 def test_compiled_transform(operator: Operator, transform: str) -> None:
     """The choice is made while torch.compile traces torch.func."""

@@ -8,6 +8,8 @@ import torch
 from operators import CUSTOM, DEVICE, OPERATORS, Operator
 from torch import Tensor, nn
 
+pytestmark = pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+
 
 @pytest.fixture(params=OPERATORS)
 def operator(request: pytest.FixtureRequest) -> Operator:

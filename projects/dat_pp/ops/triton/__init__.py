@@ -3,6 +3,7 @@
 Triton is imported by :func:`load`, not with this package.
 """
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -43,6 +44,7 @@ def unsupported_reason(q: Tensor, dropout_p: float) -> str | None:
     return custom_op.unsupported_reason(q, dropout_p, MAX_HEAD_SIZE)
 
 
+@functools.cache
 def load(kernels: str) -> str | None:
     """Import Triton and the module of kernels; return why that is impossible, or None."""
     try:
@@ -50,6 +52,6 @@ def load(kernels: str) -> str | None:
         if tuple(map(int, re.findall(r'\d+', version)[:2])) < OLDEST:
             return f'triton {version} is older than {".".join(map(str, OLDEST))}'
         importlib.import_module(kernels)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever a version or a missing driver raises
         return f'triton cannot be imported: {error}'
     return None
