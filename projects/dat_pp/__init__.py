@@ -6,7 +6,6 @@ layer-wise learning rate decay, and mixed precision on CPUs.
 """
 
 from .catalog import config
-from .compat import flops as _flops  # noqa: F401  makes mmengine's FLOP counter see our operators
 from .compat import mmpretrain as _mmpretrain  # noqa: F401  registers our models there by name
 from .compat.mmengine import upstream
 from .engine import float32 as _float32  # noqa: F401  registers Float32Head, Float32RoIExtractor

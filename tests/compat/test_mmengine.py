@@ -72,7 +72,7 @@ def test_unknown_version_is_left_alone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stderr == ''
     reason, config, base, model = done.stdout.splitlines()
-    assert reason == '5 mmengine 0.11.0 is not known'
+    assert reason == '6 mmengine 0.11.0 is not known'
     assert Path(config).is_file()
     assert base.endswith('mmseg/.mim/configs/_base_/models/upernet_r50.py')
     assert model == 'EncoderDecoder'

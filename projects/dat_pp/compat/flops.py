@@ -12,11 +12,6 @@ from mmengine.analysis.jit_handles import get_shape
 
 from ..ops.flops import deformable_attention_flops, neighborhood_attention_flops
 
-try:  # private, in all versions of mmengine that have the counter
-    from mmengine.analysis.complexity_analysis import _DEFAULT_SUPPORTED_FLOP_OPS as HANDLERS
-except ImportError:
-    HANDLERS = {}
-
 
 def _deformable_attention(inputs: list[Any], outputs: list[Any]) -> int:
     q, k, *_ = shapes = [get_shape(value) for value in inputs]
@@ -28,6 +23,11 @@ def _neighborhood_attention(inputs: list[Any], outputs: list[Any]) -> int:
     return neighborhood_attention_flops(*(get_shape(value) for value in inputs)) // 2
 
 
-for backend in ('native', 'triton'):
-    HANDLERS[f'dat_pp::{backend}_deformable_attention'] = _deformable_attention
-    HANDLERS[f'dat_pp::{backend}_neighborhood_attention'] = _neighborhood_attention
+HANDLERS = {
+    f'dat_pp::{backend}_{name}': handler
+    for backend in ('native', 'triton')
+    for name, handler in (
+        ('deformable_attention', _deformable_attention),
+        ('neighborhood_attention', _neighborhood_attention),
+    )
+}

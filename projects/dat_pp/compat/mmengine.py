@@ -15,6 +15,8 @@ what                                  why
                                       config's ``default_scope``, not in a scope ``dat_pp``
 ``config.utils.load``                 all metafiles of a library are parsed for each base
 ``BaseInferencer``                    inferencers know only the models in a library's own index
+``mmengine.analysis``                 its FLOP counter takes operators that it does not know for
+                                      free: ours join its table (``flops.py``)
 ===================================== ==========================================================
 
 ``CheckpointLoader`` takes schemes of other packages: here for the share pages of the published
@@ -144,10 +146,17 @@ def load_from_share_page(filename: str, map_location: object = None) -> dict[str
     return {'state_dict': weights, 'meta': checkpoint.content.get('meta', {})}
 
 
+def _count_operators(analysis: ModuleType) -> None:
+    from .flops import HANDLERS
+
+    analysis._DEFAULT_SUPPORTED_FLOP_OPS.update(HANDLERS)
+
+
 CHANGES = {
     'mmengine.config.utils': [_known_packages, _load_once],
     'mmengine.config.config': [_own_bases],
     'mmengine.infer.infer': [_models_by_name],
+    'mmengine.analysis.complexity_analysis': [_count_operators],
     'mmengine.runner.checkpoint': [_share_pages],
 }
 
