@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,19 @@ def test_mixing_and_loss() -> None:
 def test_last_incomplete_batch_is_dropped(row: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampler, 'get_dist_info', lambda: (0, row.gpus))
     assert len(train_loader(config(row), images=1_281_167)) == row.iterations
+
+
+def test_dataset_smaller_than_a_batch(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would otherwise end after epochs without iterations, without a word."""
+    write_imagenet(tmp_path / 'data' / 'imagenet', (40, 40), train=127)
+    monkeypatch.chdir(tmp_path)
+    config = CONFIGS / 'imagenet' / 'dat-pp-tiny_32xb128_in1k.py'
+    outcome = run('train', config, '--work-dir', tmp_path / 'work', '--no-validate')
+    assert outcome.code == 2
+    assert 'train_dataloader: 127 samples per process' in outcome.errors[-1]
+    assert not (tmp_path / 'work').exists()
 
 
 # A few blocks in float32 on 32 images, for one epoch of 8 iterations.

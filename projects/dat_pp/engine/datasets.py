@@ -37,7 +37,8 @@ def check_dataloader(cfg: Config, name: str) -> list[Any | None]:
         runner should build: it is not MMLab's, or would download its data.
 
     Raises:
-        UserError: Files or samples are missing, or the model has another number of classes.
+        UserError: Files or samples are missing, samples are fewer than a batch, or the model has
+            another number of classes.
     """
     if not cfg.get(name):
         return []
@@ -49,7 +50,23 @@ def check_dataloader(cfg: Config, name: str) -> list[Any | None]:
         if dataset is not None:
             check_class_count(cfg.model, dataset, key)
         datasets.append(None if dataset is None or _downloads(dataset) else dataset)
+    _check_batch(cfg[name], datasets, name)
     return datasets
+
+
+def _check_batch(loader: dict, datasets: list[Any | None], name: str) -> None:
+    """Refuse an epoch without iterations, which drop_last makes of a small dataset."""
+    wrapped = 'dataset' in loader['dataset'] or 'datasets' in loader['dataset']
+    sampler = (loader.get('sampler') or {}).get('type')
+    if not loader.get('drop_last') or sampler != 'DefaultSampler' or wrapped or None in datasets:
+        return
+    processes = int(os.environ.get('WORLD_SIZE', 1))
+    images, batch = -(-len(datasets[0]) // processes), loader.get('batch_size', 1)
+    if images < batch:
+        raise UserError(
+            f'{name}: {images} samples per process do not fill a batch of {batch}, '
+            f'and drop_last drops it; set {name}.batch_size or {name}.drop_last=False'
+        )
 
 
 def leaf_datasets(cfg: dict, key: str = 'dataset') -> Iterator[tuple[dict, str]]:
