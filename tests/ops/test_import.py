@@ -10,11 +10,11 @@ import pytest
 TRITON = {
     'old': "__version__ = '3.1.0'",
     'broken': 'raise ImportError("libcuda.so.1: not found")',
-    'driverless': 'raise RuntimeError("0 active drivers")',  # as 3.2 does without a GPU
+    'driverless': 'raise RuntimeError("0 active drivers")',
     'odd': "__version__ = '3.9.0'",  # without anything that kernels need
 }
 REASONS = {
-    'old': 'triton 3.1.0 is older than 3.2',
+    'old': 'triton 3.1.0 is older than 3.4',
     'broken': 'triton cannot be imported: libcuda.so.1: not found',
     'driverless': 'triton cannot be imported: 0 active drivers',
     'odd': 'triton cannot be imported: ',

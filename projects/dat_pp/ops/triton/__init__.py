@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import custom_op
 from ..context import constant_when_compiled
 
-OLDEST = (3, 2)
+OLDEST = (3, 4)
 """Oldest version of Triton with which the kernels have been tried."""
 MAX_HEAD_SIZE = 128
 """Largest head whose blocks fit the registers and shared memory of a GPU."""
