@@ -85,6 +85,7 @@ def build(library: str, config: str, indices: tuple[int, ...], options: dict) ->
     cfg.merge_from_dict(dict(model=changes))
     init_default_scope(library)
     model = MODELS.build(cfg.model)
+    model.init_weights()  # some heads leave memory uninitialized until then
     return revert_sync_batchnorm(model)
 
 
