@@ -33,7 +33,8 @@ def is_transformed() -> bool:
 
 def is_exporting() -> bool:
     """Whether torch.export or torch.onnx.export traces this call."""
-    return torch.compiler.is_exporting() or is_exporting_onnx()
+    exports = hasattr(torch.compiler, 'is_exporting') and torch.compiler.is_exporting()  # 2.7
+    return exports or is_exporting_onnx()
 
 
 @constant_when_compiled
