@@ -2,9 +2,8 @@
 # Makes the exact environment of this project in .venv, in the clone:
 #   requirements/install.sh
 # Needs Python 3.11 with its headers ($PYTHON, else the first python3.11, python3 or python that is
-# one), a C++ compiler and a package index. The first run compiles mmcv (15 to 25 minutes on two
-# cores; pip keeps the result). When nothing has changed, a run takes a second; an interrupted one
-# is resumed.
+# one), a C++ compiler and a package index. The first run compiles mmcv (pip keeps the result). When
+# nothing has changed, a run takes a second; an interrupted one is resumed.
 set -euo pipefail
 set -m # each step is its own process group, so that stopping this script stops all of it
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -157,7 +156,7 @@ run build-tools pip_install -r requirements/build.txt
 run torch pip_install -r requirements/torch.txt
 run mmcv install_mmcv
 run mmlab pip_install -r requirements/mmlab.txt
-run tests pip_install -r requirements/tests.txt
+run tests pip_install -r requirements/tests.txt -r requirements/docs.txt
 run dat_pp pip_install --no-deps -e .
 run verify verify
 fingerprint >"$venv/.complete"
