@@ -71,7 +71,7 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
 def split_digits(labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """Choose the indices of the digits of each split, the same fraction of every class."""
     rng = np.random.default_rng(seed)
-    parts = {'train': [], 'val': []}
+    parts: dict[str, list[np.ndarray]] = {'train': [], 'val': []}
     for digit in range(len(CLASSES)):
         indices = rng.permutation(np.flatnonzero(labels == digit))
         cut = round(len(indices) * VAL_SHARE)
@@ -138,7 +138,7 @@ def draw_scene(
 ) -> tuple[np.ndarray, list[Instance]]:
     """Draw digits on a crop of a photograph, except those for which there is no room."""
     image = crop_photo(photos, size, rng)
-    masks = []
+    masks: list[tuple[np.ndarray, int]] = []  # visible pixels, and the area of the whole digit
     kept = []
     for ink, label in zip(inks, labels):
         height = np.exp(rng.uniform(*np.log(heights)))

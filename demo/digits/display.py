@@ -3,7 +3,14 @@
 import re
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 # A line that mmengine logs: mode, epoch (training only), iteration of how many, loss.
 LOGGED = re.compile(
@@ -26,7 +33,7 @@ class Display(Progress):
             console=console,
             disable=not console.is_terminal,
         )
-        self.bars: dict[str, int] = {}
+        self.bars: dict[str, TaskID] = {}
         self.shown: dict[str, int] = {}
 
     def start_stage(self, task: str, stage: str) -> None:

@@ -7,7 +7,7 @@ TASK is classification, mask-rcnn or upernet; PREDICTIONS.pkl is what tools/test
 
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -133,7 +133,9 @@ def draw_segmentations(data_root: Path, predictions: Path, path: Path, count: in
     for prediction in _load(predictions)[:count]:
         name = Path(prediction['img_path'])
         image = _read(folder / 'images' / 'validation' / name.name, ZOOM)
-        truth = cv2.imread(str(folder / 'annotations' / 'validation' / f'{name.stem}.png'), -1)
+        truth = _decode(
+            folder / 'annotations' / 'validation' / f'{name.stem}.png', cv2.IMREAD_UNCHANGED
+        )
         cells.append(image)
         for labels in (truth, prediction['pred_sem_seg']['data'][0].numpy()):
             enlarged = torch.from_numpy(_enlarge(labels, image).astype(np.int64))[None]
@@ -148,11 +150,16 @@ def _load(path: Path) -> list[dict]:
         return pickle.load(file)
 
 
-def _read(path: Path, zoom: int) -> np.ndarray:
-    """Read an image as RGB and enlarge it."""
-    image = cv2.imread(str(path))
+def _decode(path: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
+    image = cv2.imread(str(path), flags)
     if image is None:
         raise OSError(f'cannot read {path}')
+    return image
+
+
+def _read(path: Path, zoom: int) -> np.ndarray:
+    """Read an image as RGB and enlarge it."""
+    image = _decode(path)
     return cv2.resize(image[..., ::-1], None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
 
 
@@ -193,7 +200,7 @@ def _save_figure(cells: list[np.ndarray], titles: list[str], columns: int, path:
         raise OSError(f'cannot write {path}')
 
 
-DRAW = {
+DRAW: dict[str, Callable[[Path, Path, Path], None]] = {
     'classification': draw_classifications,
     'mask-rcnn': draw_detections,
     'upernet': draw_segmentations,

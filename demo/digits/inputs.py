@@ -85,7 +85,7 @@ def _python(text: str) -> str:
     for node in ast.walk(tree):
         body = getattr(node, 'body', None)
         if isinstance(body, list):
-            node.body = [statement for statement in body if not _is_docstring(statement)]
+            body[:] = [statement for statement in body if not _is_docstring(statement)]
     return ast.dump(tree)
 
 

@@ -76,7 +76,7 @@ def plan(work_dir: Path, force: bool, longer: float) -> dict[Task, Run]:
     code = inputs.code_digest([jobs.ROOT / name for name in CODE])
     versions = inputs.library_versions()
     runs: dict[Task, Run] = {}
-    keys = {None: ''}
+    keys: dict[str | None, str] = {None: ''}
     for task in TASKS:
         path = jobs.ROOT / 'configs' / 'digits' / f'{task.name}.py'
         config = Config.fromfile(path, import_custom_modules=False)
@@ -96,7 +96,7 @@ def run_demo(force: bool, longer: float) -> list[dict]:
     except (ImportError, OSError, ValueError) as error:
         raise DemoError(f'dataset failed: {error}') from error
     runs = plan(work_dir, force, longer)
-    by_name = {task.name: run for task, run in runs.items()}
+    by_name: dict[str | None, Run] = {task.name: run for task, run in runs.items()}
     with Display() as display:
         # A small model uses several cores badly: tasks run side by side where they can.
         for start in dict.fromkeys(task.starts_from for task in TASKS):

@@ -1,6 +1,7 @@
 """The models that can be measured: ours, and two baselines of mmpretrain."""
 
 import contextlib
+import functools
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -180,7 +181,8 @@ def in_pass(
             with setting.autocast():
                 outs = call()
                 outs = (outs,) if isinstance(outs, Tensor) else outs
-                loss = sum(out.float().square().mean() for out in outs)
+                losses = [out.float().square().mean() for out in outs]
+                loss = functools.reduce(torch.add, losses)
             loss.backward()
 
     return {'forward': forward, 'train': train}[mode]

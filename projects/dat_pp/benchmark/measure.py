@@ -14,11 +14,6 @@ from torch.autograd.profiler import profile
 
 from ..engine.errors import message_of
 
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None
-
 OUT_OF_MEMORY = 'out of memory'
 # What torch and the C++ library say on a CPU, where there is no exception of its own.
 CPU_MESSAGES = ("can't allocate memory", 'not enough memory', 'bad_alloc', 'bad allocation')
@@ -160,9 +155,11 @@ def quiet_stderr() -> Iterator[None]:
 def limited_memory(device: torch.device) -> Iterator[None]:
     """On a CPU, limit the address space: torch raises before Linux would kill the process."""
     status, meminfo = Path('/proc/self/status'), Path('/proc/meminfo')
-    if device.type == 'cuda' or resource is None or not (status.exists() and meminfo.exists()):
+    if device.type == 'cuda' or not (status.exists() and meminfo.exists()):
         yield
         return
+    import resource  # only Unix has it
+
     available = _kilobytes(meminfo, 'MemAvailable') * 1024
     limit = _kilobytes(status, 'VmSize') * 1024 + int(SHARE_OF_MEMORY * available)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)

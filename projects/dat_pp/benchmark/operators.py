@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,7 @@ def operator_cases(
         operator, _, backend = name.partition(':')
         make = _neighborhood if operator == 'neighborhood_attention' else _deformable
         inputs, macs = make(size.batch, shapes, setting)
-        call = _calls(inputs, shapes, setting)[operator]
+        call = _call(operator, inputs, shapes, setting)
         for tensor in inputs:
             tensor.requires_grad_(mode == 'train')
         cases.append(
@@ -78,10 +79,15 @@ def operator_cases(
                 name,
                 in_pass(call, setting, mode, backend),
                 macs * MACS_OF_MODE[mode],
-                clear=lambda inputs=inputs: [setattr(tensor, 'grad', None) for tensor in inputs],
+                clear=partial(_clear_gradients, inputs),
             )
         )
     return cases
+
+
+def _clear_gradients(tensors: Sequence[Tensor]) -> None:
+    for tensor in tensors:
+        tensor.grad = None
 
 
 def _random(setting: Setting, *shape: int) -> Tensor:
@@ -109,15 +115,17 @@ def _neighborhood(batch: int, shapes: Shapes, setting: Setting) -> tuple[list[Te
     return inputs, 2 * q.numel() * shapes.kernel**2
 
 
-def _calls(
-    inputs: list[Tensor], shapes: Shapes, setting: Setting
-) -> dict[str, Callable[[], Tensor]]:
-    axes = [torch.linspace(-1, 1, side, device=setting.device) for side in shapes.map]
-    return {
-        'deformable_attention': lambda: deformable_attention(*inputs, *axes),
-        'neighborhood_attention': lambda: neighborhood_attention(*inputs),
-        SDPA: lambda: F.scaled_dot_product_attention(inputs[0].flatten(2, 3), *inputs[1:3]),
-    }
+def _call(
+    operator: str, inputs: list[Tensor], shapes: Shapes, setting: Setting
+) -> Callable[[], Tensor]:
+    if operator == 'neighborhood_attention':
+        q, k, v, table = inputs
+        return lambda: neighborhood_attention(q, k, v, table)
+    q, k, v, positions, table = inputs
+    if operator == SDPA:
+        return lambda: F.scaled_dot_product_attention(q.flatten(2, 3), k, v)
+    y, x = (torch.linspace(-1, 1, side, device=setting.device) for side in shapes.map)
+    return lambda: deformable_attention(q, k, v, positions, table, y, x)
 
 
 def matrix_product(setting: Setting) -> Case:

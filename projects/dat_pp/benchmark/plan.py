@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ def check(args: argparse.Namespace) -> Plan:
     return Plan(setting, models, operators, sizes, passes, args.repeat, args.out_dir, args.profile)
 
 
-def unique(items: Sequence[Any]) -> list[Any]:
+def unique(items: Iterable[Any]) -> list[Any]:
     """Drop repetitions and keep the order."""
     return list(dict.fromkeys(items))
 

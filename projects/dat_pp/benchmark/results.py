@@ -39,7 +39,7 @@ def rows(
     """Results of the cases of a group, in their order."""
     product = next(item for item in cases if item.name == MATRIX_PRODUCT)
     times = found[MATRIX_PRODUCT].times
-    rate = product.macs / statistics.median(times) if times else None
+    rate = product.macs / statistics.median(times) if product.macs and times else None
     return [row(group, item, found[item.name], rate) for item in cases]
 
 

@@ -184,7 +184,8 @@ def _check_folders(dataset: Any, report: Report) -> None:
 
 def _samples(dataset: Any, report: Report, count: bool) -> Iterator[Sample]:
     """Yield the samples; count images, annotations and images per class on the way."""
-    used, remote = Counter(), 0
+    used: Counter[int] = Counter()
+    remote = 0
     report.images = len(dataset)
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
@@ -233,18 +234,23 @@ def _check_other_label_maps(dataset: Any, samples: Sequence[Sample], report: Rep
 
 def compare_folders(reports: Sequence[Report]) -> None:
     """Compare the class folders of the splits: their sorted names number the classes."""
-    with_folders = [report for report in reports if report.folders]
-    for report in with_folders[1:]:
-        first = with_folders[0]
-        for one, other in ((first, report), (report, first)):
-            for name in sorted(set(one.folders) - set(other.folders)):
+    with_folders = [(report, set(report.folders)) for report in reports if report.folders]
+    for report, folders in with_folders[1:]:
+        first, expected = with_folders[0]
+        for one, other, names in (
+            (first, report, expected - folders),
+            (report, first, folders - expected),
+        ):
+            for name in sorted(names):
                 where = f'{name} is in {one.split}, not in {other.split}'
                 report.add('class folders that differ between splits', where)
 
 
 def show(reports: Sequence[Report]) -> None:
     """Print one line per dataset, then the notes and the first problems of each type."""
-    rows = [('split', 'dataset', 'images', 'classes', 'annotations', 'problems')]
+    rows: list[tuple[str, ...]] = [
+        ('split', 'dataset', 'images', 'classes', 'annotations', 'problems')
+    ]
     for each in reports:
         numbers = (each.images, each.classes, each.annotations, each.count)
         texts = ['-' if number is None else f'{number:,}' for number in numbers]

@@ -47,10 +47,9 @@ def stated_classes(model: dict, key: str) -> Iterator[tuple[str, int]]:
                 if isinstance(head.get('num_classes'), int):
                     yield f'{key}.{name}{part}.num_classes', head['num_classes']
     panoptic = model.get('panoptic_head') or {}
-    counts = [panoptic.get(f'num_{name}_classes') for name in ('things', 'stuff')]
-    if all(isinstance(count, int) for count in counts):
-        name = f'{key}.panoptic_head.num_things_classes + num_stuff_classes'
-        yield name, sum(counts)
+    things, stuff = panoptic.get('num_things_classes'), panoptic.get('num_stuff_classes')
+    if isinstance(things, int) and isinstance(stuff, int):
+        yield f'{key}.panoptic_head.num_things_classes + num_stuff_classes', things + stuff
     for part in ('roi_head', 'module'):
         if isinstance(model.get(part), dict):
             yield from stated_classes(model[part], f'{key}.{part}')

@@ -58,10 +58,13 @@ def _check_batch(loader: dict, datasets: list[Any | None], name: str) -> None:
     """Refuse an epoch without iterations, which drop_last makes of a small dataset."""
     wrapped = 'dataset' in loader['dataset'] or 'datasets' in loader['dataset']
     sampler = (loader.get('sampler') or {}).get('type')
-    if not loader.get('drop_last') or sampler != 'DefaultSampler' or wrapped or None in datasets:
+    if not loader.get('drop_last') or sampler != 'DefaultSampler' or wrapped:
+        return
+    (dataset,) = datasets
+    if dataset is None:
         return
     processes = int(os.environ.get('WORLD_SIZE', 1))
-    images, batch = -(-len(datasets[0]) // processes), loader.get('batch_size', 1)
+    images, batch = -(-len(dataset) // processes), loader.get('batch_size', 1)
     if images < batch:
         raise UserError(
             f'{name}: {images} samples per process do not fill a batch of {batch}, '

@@ -107,7 +107,7 @@ class _Load:
 
     def file(self, results: Mapping[str, Any]) -> str:
         """What the transform reads of a sample."""
-        image, label_map = results.get('img_path'), results.get('seg_map_path')
+        image, label_map = str(results.get('img_path')), results.get('seg_map_path')
         if 'Annotations' not in type(self.transform).__name__:
             return image
         if label_map and getattr(self.transform, 'with_seg', True):

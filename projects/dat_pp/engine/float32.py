@@ -66,8 +66,8 @@ def float32_head(base: str, **settings: Any) -> nn.Module:
     return _subclass(cls, methods, False)(**settings)
 
 
-def _find(name: str) -> type[nn.Module]:
-    """Look a module up in the registry of the current scope."""
+def _find(name: str) -> type:
+    """Look a module's class up in the registry of the current scope."""
     with MODELS.switch_scope_and_registry(None) as registry:
         cls = registry.get(name)
     if cls is None:
@@ -76,9 +76,7 @@ def _find(name: str) -> type[nn.Module]:
 
 
 @functools.cache
-def _subclass(
-    base: type[nn.Module], methods: tuple[str, ...], restore_dtype: bool
-) -> type[nn.Module]:
+def _subclass(base: type, methods: tuple[str, ...], restore_dtype: bool) -> type:
     overrides = {name: _in_float32(getattr(base, name), restore_dtype) for name in methods}
     return type(f'Float32{base.__name__}', (base,), {'__module__': __name__, **overrides})
 

@@ -155,9 +155,9 @@ def _count_params(model: nn.Module) -> dict[str, int]:
 
 
 class _Inference:
-    """Runs the forward pass of a model, without post-processing."""
+    """Runs the forward pass of a classifier, detector or segmentor, without post-processing."""
 
-    def __init__(self, model: nn.Module, scope: str) -> None:
+    def __init__(self, model: Any, scope: str) -> None:
         self.model = model
         self.run = dict(mmpretrain=self.classify, mmdet=self.detect, mmseg=self.segment)[scope]
 
@@ -220,7 +220,7 @@ def _convolution(out: Tensor, x: Tensor, weight: Tensor, *args: Any) -> int:
 
 aten = torch.ops.aten
 # Operator -> its MACs by mmengine's rules, from its first output and its arguments.
-COUNTS = {
+COUNTS: dict[Any, Callable[..., int]] = {
     aten.mm: _matmul,
     aten.bmm: _matmul,
     aten.addmm: _matmul_and_sum,

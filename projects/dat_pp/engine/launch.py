@@ -119,7 +119,7 @@ def use_cpu_if_needed(cfg: Config) -> None:
     optim_wrapper = cfg.get('optim_wrapper') or {}
     if optim_wrapper.get('type') == 'AmpOptimWrapper':
         in_float32 = _needs_float32(cfg.get('model') or {})
-        optim_wrapper.type = 'OptimWrapper' if in_float32 else 'CPUAmpOptimWrapper'
+        optim_wrapper['type'] = 'OptimWrapper' if in_float32 else 'CPUAmpOptimWrapper'
         for key in ('loss_scale', 'dtype', 'use_fsdp'):
             optim_wrapper.pop(key, None)
     if cfg.launcher != 'none':
