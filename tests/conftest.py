@@ -26,18 +26,20 @@ def _no_default_scope() -> None:
 
 @dataclass
 class Outcome:
-    """What a tool did: its exit code, its lines on stderr, and its runner if it came that far."""
+    """What a tool did: exit code, lines on stderr and stdout, and its runner, if it made one."""
 
     code: int
     errors: list[str]
+    output: list[str]
     runner: object
 
     def assert_rejected(self, work_dir: Path, *expected: str) -> None:
-        """Exit code 2, one line with all these texts, and nothing written."""
+        """Exit code 2, one line on stderr with all these texts, and nothing else written."""
         assert self.code == 2
         assert len(self.errors) == 1, self.errors
         for text in ('error: ', *expected):
             assert text in self.errors[0]
+        assert self.output == []
         assert not work_dir.exists()
 
 
@@ -58,6 +60,7 @@ def run(capfd: pytest.CaptureFixture) -> Callable[..., Outcome]:
             cls._instance_dict.clear()
         capfd.readouterr()
         code = run_main(main, [str(arg) for arg in argv])
-        return Outcome(code, capfd.readouterr().err.splitlines(), runner)
+        out, err = capfd.readouterr()
+        return Outcome(code, err.splitlines(), out.splitlines(), runner)
 
     return call

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import golden
 import torch
@@ -218,3 +219,21 @@ PUBLISHED = [
 ]
 for _model in PUBLISHED[3], PUBLISHED[7]:
     _model.config += '-384px'
+
+
+def save_tiny(path: Path, **changes: object) -> dict:
+    """A published DAT-T++ classifier's file, and its content."""
+    content = dict(model=tensors(backbone('imagenet_pp_tiny')), **changes)
+    torch.save(content, path)
+    return content
+
+
+def custom_config(path: Path, arch: object, channels: int, classes: int) -> Path:
+    path.write_text(
+        "default_scope = 'mmpretrain'\n"
+        "model = dict(type='ImageClassifier',\n"
+        f"    backbone=dict(type='DAT', arch={arch!r}, out_indices=(3,)),\n"
+        "    neck=dict(type='GlobalAveragePooling'),\n"
+        f"    head=dict(type='LinearClsHead', num_classes={classes}, in_channels={channels}))\n"
+    )
+    return path

@@ -1,12 +1,9 @@
-"""benchmark.py: what runs in which order, memory of known functions, results, mistakes."""
+"""benchmark.py: complete runs, interruptions and failures, results, mistakes."""
 
 import importlib.util
 import json
-import os
 import resource
 import statistics
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.image
@@ -15,13 +12,11 @@ import torch
 from torch import nn
 
 from dat_pp import DAT
-from dat_pp.benchmark import cases, figure, measure, operators, plan, profile, report, results
+from dat_pp.benchmark import cases, figure, measure, operators, plan, report, results
 from dat_pp.benchmark import run as benchmark
 from dat_pp.benchmark.measure import Case
 from dat_pp.engine.errors import run_main
 
-CPU = torch.device('cpu')
-VARIABLE = 'DAT_PP_BACKEND'
 SHORT = dict(base='dat-t++', mixers=['ND', 'N', 'D', 'D'])
 MIB = 2**20
 
@@ -37,24 +32,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def linear(monkeypatch: pytest.MonkeyPatch) -> list:
-    """A pointwise layer in place of every model; returns what is seen in each of its passes."""
-    seen = []
-
-    def build(name: str) -> nn.Module:
-        model = nn.Conv2d(3, 4, 1)
-        model.register_forward_hook(
-            lambda _, args, out: (
-                args[0].is_meta
-                or seen.append(
-                    (model.training, out.requires_grad, out.dtype, os.environ.get(VARIABLE))
-                )
-            )
-        )
-        return model
-
-    monkeypatch.setattr(cases, 'build_model', build)
-    return seen
+def pointwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pointwise layer in place of every model."""
+    monkeypatch.setattr(cases, 'build_model', lambda name: nn.Conv2d(3, 4, 1))
 
 
 def run(folder: Path, *arguments: str) -> tuple[int, list[dict]]:
@@ -134,16 +114,8 @@ def test_operators(short: None, tmp_path: Path) -> None:
     assert 'x scaled_dot_product_attention' in table
 
 
-def test_operators_run_in_mixed_precision() -> None:
-    setting, size = cases.Setting(CPU, amp=True), cases.Size(1, 64, 64)
-    shapes = operators.stage_shapes(size)[1]
-    for mode in cases.PASSES:
-        for case in operators.operator_cases(plan.DEFAULT_OPERATORS, size, shapes, mode, setting):
-            case.run()
-
-
 def test_interrupt(
-    linear: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    pointwise: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     finished = []
 
@@ -188,7 +160,7 @@ def test_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 'shapes cannot be multiplied' in rows[0]['error']
 
 
-def test_out_of_memory(linear: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory(pointwise: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A case that asks for more than the machine has is not run again; the others are."""
     build, calls = cases.build_model, []
 
@@ -239,222 +211,6 @@ def test_profile(short: None, tmp_path: Path, capfd: pytest.CaptureFixture) -> N
     assert 'profiler' not in err
     assert table.count('\n| all ') == 2
     assert {path.name for path in tmp_path.iterdir()} == set(report.PROFILE_FILES)
-
-
-# Cases
-
-
-def test_macs_of_a_model() -> None:
-    """Matrix products and convolutions only; get_flops.py counts norms and the like, too."""
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Flatten(2))
-    model.append(nn.Linear(16, 5))
-    image = torch.zeros(2, 3, 4, 4)
-    assert cases.count_macs(model, image) == 2 * (3 * 9 * 8 * 16 + 8 * 16 * 5)
-    assert cases.count_macs(nn.Linear(7, 7), image) is None
-
-
-@pytest.mark.parametrize('name', ['dat-t', *cases.BASELINES])
-def test_models_are_comparable(name: str) -> None:
-    """Each model gives four maps, and nothing in it is random."""
-    model = cases.build_model(name)
-    model.train()
-    image = torch.zeros(1, 3, 64, 64)
-    once, twice = model(image), model(image)
-    assert [out.shape[-1] for out in once] == [16, 8, 4, 2]
-    assert all(torch.equal(a, b) for a, b in zip(once, twice, strict=True))
-
-
-def test_passes(linear: list) -> None:
-    models, size = cases.Models(cases.Setting(CPU)), cases.Size(2, 8, 8)
-    (case,) = models.cases(['dat-t'], size, 'forward')
-    case.run()
-    model = models.built['dat-t']
-    assert model.weight.grad is None
-    (case,) = models.cases(['dat-t'], size, 'train')
-    case.run()
-    assert [each[:2] for each in linear] == [(False, False), (True, True)]
-    torch.manual_seed(0)
-    loss = model(torch.randn(2, 3, 8, 8)).square().mean()
-    expected = torch.autograd.grad(loss, list(model.parameters()))
-    for parameter, gradient in zip(model.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient)
-    case.clear()
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_amp(linear: list) -> None:
-    models = cases.Models(cases.Setting(CPU, amp=True))
-    (case,) = models.cases(['dat-t'], cases.Size(1, 64, 64), 'train')
-    case.run()
-    assert [each[2] for each in linear] == [torch.bfloat16]
-
-
-@pytest.mark.parametrize('user', [None, 'blocked'])
-def test_backend_is_forced(user: str | None, linear: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A case without a backend does not use the user's; the variable is restored."""
-    if user:
-        monkeypatch.setenv(VARIABLE, user)
-    else:
-        monkeypatch.delenv(VARIABLE, raising=False)
-    models = cases.Models(cases.Setting(CPU))
-    names = ['dat-t', 'dat-t:blocked', 'dat-t:reference']
-    for mode in cases.PASSES:
-        linear.clear()
-        for case in models.cases(names, cases.Size(1, 8, 8), mode):
-            case.run()
-            assert os.environ.get(VARIABLE) == user
-        assert [each[3] for each in linear] == [None, 'blocked', 'reference']
-    assert list(models.built) == ['dat-t']
-    with pytest.raises(KeyError), cases.forced('reference'):
-        raise KeyError
-    assert os.environ.get(VARIABLE) == user
-
-
-def test_operators_have_the_shapes_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = set()
-    names = ('deformable_attention', 'neighborhood_attention')
-    for path, module in list(sys.modules.items()):
-        for name in names if path.startswith(('dat_pp.models.', 'dat_pp.benchmark.')) else ():
-            original = getattr(module, name, None)
-            if callable(original):
-
-                def record(*args: object, name: str = name, run: Callable = original) -> object:
-                    tensors = [x for x in args if isinstance(x, torch.Tensor)]
-                    seen.add((name, *((tuple(x.shape), x.dtype) for x in tensors)))
-                    return run(*args)
-
-                monkeypatch.setattr(module, name, record)
-    size, setting = cases.Size(1, 70, 100), cases.Setting(CPU)
-    arch = dict(base='dat-t++', mixers=['ND', 'ND', 'ND', 'D'])
-    with torch.no_grad():
-        DAT(arch)(torch.zeros(1, 3, 70, 100))
-    of_model = set(seen)
-    assert len(of_model) == 7
-    seen.clear()
-    for shapes in operators.stage_shapes(size):
-        for case in operators.operator_cases(names, size, shapes, 'forward', setting):
-            case.run()
-    assert seen == of_model
-
-
-# Measurements
-
-
-def test_order() -> None:
-    """All cases once, then rounds of all, each begun by another case."""
-    order, said = [], []
-    found = measure.measure_interleaved(
-        [Case(name, lambda name=name: order.append(name)) for name in 'abc'], 4, CPU, said.append
-    )
-    assert ''.join(order) == 'abc' + 'abc' + 'bca' + 'cab' + 'abc'
-    assert [len(found[name].times) for name in 'abc'] == [4, 4, 4]
-    assert (said[0], said[-1]) == ('a, warm-up', 'c, round 4 of 4')
-    assert len(said) == len(order)
-
-
-def test_only_the_run_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-
-    def wait(duration: float) -> None:
-        nonlocal now
-        now += duration
-
-    monkeypatch.setattr(measure.time, 'perf_counter', lambda: now)
-    waits = iter([100, 3, 5, 4])  # the first is the warm-up
-    case = Case('a', lambda: wait(next(waits)), clear=lambda: wait(1000))
-    assert measure.measure_interleaved([case], 3, CPU)['a'].times == [3, 5, 4]
-
-
-def test_peak_memory() -> None:
-    """The tensors of a run that are alive at the same time, exact and reproducible."""
-    x = torch.zeros(MIB // 4)
-
-    def three_then_one() -> None:
-        y = x + 1
-        z = y * 2  # two alive
-        w = z + y  # three
-        del y, z
-        w.add_(1)
-
-    def one_at_a_time() -> None:
-        y = x + 1
-        for _ in range(5):
-            del y
-            y = x + 1
-        y.add_(1)
-
-    slack = 1024  # scalars
-    for function, expected in ((three_then_one, 3), (one_at_a_time, 1), (lambda: None, 0)):
-        (peak,) = {measure.peak_memory(Case('', function), CPU) for _ in range(2)}
-        assert expected * MIB <= peak <= expected * MIB + slack
-
-
-def test_peak_memory_of_training() -> None:
-    """Gradients count, weights do not."""
-    weight = torch.zeros(MIB // 4, requires_grad=True)
-
-    def clear() -> None:
-        weight.grad = None
-
-    case = Case('', lambda: weight.sum().backward(), clear=clear)
-    (found,) = measure.measure_interleaved([case], 0, CPU).values()
-    assert MIB <= found.peak <= 2 * MIB + 1024
-    assert weight.grad is None
-
-
-def test_memory_is_limited() -> None:
-    """Linux would grant more than there is, and kill the process when it is used."""
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    before = measure._kilobytes(Path('/proc/self/status'), 'VmSize') * 1024
-    available = measure._kilobytes(Path('/proc/meminfo'), 'MemAvailable') * 1024
-    with pytest.raises(RuntimeError) as caught, measure.limited_memory(CPU):  # noqa: PT012
-        assert before < resource.getrlimit(resource.RLIMIT_AS)[0] < before + available
-        torch.empty(available, dtype=torch.uint8)
-    assert measure.is_out_of_memory(caught.value)
-    assert resource.getrlimit(resource.RLIMIT_AS) == limits
-
-
-@pytest.mark.parametrize(
-    ('error', 'expected'),
-    [
-        (MemoryError(), True),
-        (torch.OutOfMemoryError('CUDA out of memory'), True),
-        (RuntimeError('std::bad_alloc'), True),
-        (RuntimeError('shapes do not fit'), False),
-        (ValueError("can't allocate memory"), False),
-    ],
-)
-def test_is_out_of_memory(error: Exception, expected: bool) -> None:
-    assert measure.is_out_of_memory(error) == expected
-
-
-def test_profile_adds_up() -> None:
-    """The time of an operator is not also counted for the operator that calls it."""
-    x, layer = torch.zeros(300, 300), nn.Linear(300, 300)
-    found = profile.profile_pass(lambda: [layer(x) for _ in range(20)], CPU)
-    assert 0 < found['operators_s'][profile.WHOLE] < found['total_s']
-    assert sum(found['operators_s'].values()) == pytest.approx(found['total_s'], rel=1e-3)
-    assert found['classes_s']['matrix product'] >= found['operators_s']['aten::addmm'] > 0
-    times = profile.profile_pass(lambda: None, CPU)
-    assert times['classes_s'].keys() == {'outside of operators'}
-
-
-def test_classes_of_operators() -> None:
-    expected = {
-        'aten::mkldnn_convolution': 'convolution',
-        'aten::convolution_backward': 'convolution',
-        'aten::_softmax_backward_data': 'softmax',
-        'aten::_index_put_impl_': 'gather and scatter',
-        'aten::mul_': 'elementwise',
-        'aten::_scaled_dot_product_flash_attention_for_cpu': 'fused attention',
-        'dat_pp::deformable_attention_backward': 'fused attention',
-        'GeneratedBackwardFor_dat_pp_native_attention_defaultBackward': 'fused attention',
-        'autograd::engine::evaluate_function: MmBackward0': 'autograd',
-        'aten::dropout': 'rest',
-    }
-    assert {name: profile.class_of(name) for name in expected} == expected
-    names = [name for names in profile.CLASSES.values() for name in names.split()]
-    assert len(set(names)) == len(names)
 
 
 # Results
