@@ -1,4 +1,4 @@
-# What the three digits configs share: the backbone and the optimizer.
+# What the three digits configs share: the backbone and the optimizer, except its learning rate.
 custom_imports = dict(imports=['dat_pp'], allow_failed_imports=False)
 
 # A small DAT++ for images of about 100 x 100 pixels, with strides 4, 8, 16 and 32.
@@ -11,7 +11,7 @@ arch = dict(
 )
 
 optim_wrapper = dict(
-    optimizer=dict(type='AdamW', lr=3e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
     clip_grad=dict(max_norm=5.0),
 )
