@@ -1,17 +1,20 @@
 """What PyTorch is doing while an operator is called, as far as custom operators care."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch.autograd import forward_ad
 
+T = TypeVar('T')
 
-def constant_when_compiled(function: Callable) -> Callable:
+
+def constant_when_compiled(function: Callable[[], T]) -> Callable[[], T]:
     """Have torch.compile call a function without arguments while tracing and keep its result.
 
     This is ``torch.compiler.assume_constant_result``, which would import the compiler and Triton.
     """
-    function._dynamo_marked_constant = True
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # what Dynamo looks for
     return function
 
 

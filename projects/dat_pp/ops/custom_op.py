@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.library import CustomOpDef
 
 from . import flops
 from .context import is_exporting_onnx, is_transformed
@@ -27,7 +29,7 @@ def unsupported_reason(q: Tensor, dropout_p: float, max_head_size: int) -> str |
 
 
 def register(
-    forward: Callable, backward: Callable, differentiable: Callable, formula: flops.Formula
+    forward: CustomOpDef, backward: CustomOpDef, differentiable: Callable, formula: flops.Formula
 ) -> None:
     """Make a custom operator differentiable and its FLOPs countable.
 
@@ -41,17 +43,14 @@ def register(
         formula: FLOPs of ``forward``; see :mod:`dat_pp.ops.flops`.
     """
 
-    def setup_context(
-        ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple
-    ) -> None:
+    def setup_context(ctx: BackwardCFunction, inputs: tuple, output: tuple) -> None:
         ctx.save_for_backward(*inputs, *output)
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
 
-    def run(
-        ctx: torch.autograd.function.FunctionCtx, grad_out: Tensor | None, _: None
-    ) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # read once: activation checkpointing refuses a second time
+    def run(ctx: BackwardCFunction, grad_out: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        # Read once: activation checkpointing refuses a second time.
+        saved: tuple[Tensor | None, ...] = ctx.saved_tensors
         inputs = saved[:-2]
         if grad_out is None:
             return (None,) * len(inputs)
@@ -69,9 +68,9 @@ def _differentiable_gradients(
     function: Callable, inputs: tuple[Tensor | None, ...], needed: tuple[bool, ...], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     # Aliases: an input may itself depend on another one.
-    inputs = [None if x is None else x.view_as(x) for x in inputs]
-    wanted = [x for x, need in zip(inputs, needed) if need]
+    aliases = [None if x is None else x.view_as(x) for x in inputs]
+    wanted = [x for x, need in zip(aliases, needed) if x is not None and need]
     grads = iter(
-        torch.autograd.grad(function(*inputs), wanted, grad, create_graph=True, allow_unused=True)
+        torch.autograd.grad(function(*aliases), wanted, grad, create_graph=True, allow_unused=True)
     )
     return tuple(next(grads) if need else None for need in needed)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -41,9 +42,7 @@ def by_name(*backends: Backend) -> dict[str, Backend]:
     return {backend.name: backend for backend in backends}
 
 
-def select(
-    backends: Mapping[str, Backend], inputs: tuple[Tensor | float | None, ...], forced: str | None
-) -> Backend:
+def select(backends: Mapping[str, Backend], inputs: tuple[Any, ...], forced: str | None) -> Backend:
     """Choose the backend for these inputs, the first of which are the queries.
 
     The argument ``forced`` decides, then the environment variable ``DAT_PP_BACKEND``, then the
@@ -66,7 +65,7 @@ def select(
     return backend
 
 
-def _default(backends: Mapping[str, Backend], inputs: tuple[Tensor | float | None, ...]) -> Backend:
+def _default(backends: Mapping[str, Backend], inputs: tuple[Any, ...]) -> Backend:
     *preferred, definition = backends.values()
     if is_exporting() or is_transformed():
         return definition

@@ -3,6 +3,7 @@
 import math
 from ctypes import c_float, c_int64, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def _inputs(
     table: Tensor | None,
     query_y: Tensor,
     query_x: Tensor,
-) -> dict[str, Tensor | float | None]:
+) -> dict[str, Any]:
     """Those of the kernels' arguments that are inputs."""
     batch, heads, height, width, dim = q.shape
     padded = native.padded_size(dim)
@@ -105,7 +106,6 @@ def _backward(
     inputs = _inputs(q, k, v, positions, table, query_y, query_x)
     batch, heads, height, width, dim = q.shape
     padded, samples = inputs['head_size'], inputs['samples']
-    KERNELS.load()
     tiles = math.ceil(height / TILE_ROWS) * math.ceil(width / KERNELS.lanes)
     splits = native.splits_of(batch * heads, tiles)
     grad_q = native.heads_last(inputs['q'])
@@ -162,7 +162,7 @@ def run(
     return _forward(q, k, v, positions, table, query_y, query_x)[0]
 
 
-def unsupported_reason(q: Tensor, *inputs: Tensor | float | None) -> str | None:
+def unsupported_reason(q: Tensor, *inputs: Any) -> str | None:
     return native.unsupported_reason(q, inputs[-1])
 
 

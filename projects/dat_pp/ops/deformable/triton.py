@@ -1,6 +1,7 @@
 """Backend ``triton``: deformable attention in Triton kernels, imported on first use."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -211,7 +212,7 @@ def run(
     return _forward(q, k, v, positions.float(), table, query_y.float(), query_x.float())[0]
 
 
-def unsupported_reason(q: Tensor, *inputs: Tensor | float | None) -> str | None:
+def unsupported_reason(q: Tensor, *inputs: Any) -> str | None:
     return triton.unsupported_reason(q, inputs[-1])
 
 

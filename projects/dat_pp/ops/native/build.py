@@ -57,7 +57,7 @@ class Arguments(ctypes.Structure):
     """
 
     def __init__(self, **values: Any) -> None:
-        kinds = dict(self._fields_)
+        kinds = {field[0]: field[1] for field in self._fields_}
         super().__init__(**{name: self._convert(kinds[name], x) for name, x in values.items()})
         self.values = values
 
@@ -102,15 +102,19 @@ class Kernels:
     @property
     def lanes(self) -> int:
         """Queries per vector, on this processor."""
-        return ctypes.c_int64.in_dll(self._library, 'lanes').value
+        return ctypes.c_int64.in_dll(self._loaded(), 'lanes').value
 
     def __call__(self, name: str, arguments: Arguments) -> None:
         """Call the kernel ``name``."""
-        failure = self.load()
-        if failure:
-            raise RuntimeError(f'the CPU kernels cannot run: {failure}')
+        library = self._loaded()
         arguments.threads = torch.get_num_threads()
-        getattr(self._library, name)(ctypes.byref(arguments))
+        getattr(library, name)(ctypes.byref(arguments))
+
+    def _loaded(self) -> ctypes.CDLL:
+        failure = self.load()
+        if self._library is None:
+            raise RuntimeError(f'the CPU kernels cannot run: {failure}')
+        return self._library
 
     def _open(self, path: Path) -> ctypes.CDLL:
         try:

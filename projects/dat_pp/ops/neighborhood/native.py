@@ -3,6 +3,7 @@
 import math
 from ctypes import c_float, c_int64, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ KERNELS = native.Kernels(
 )
 
 
-def _inputs(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> dict[str, Tensor | float]:
+def _inputs(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> dict[str, Any]:
     """Those of the kernels' arguments that are inputs."""
     batch, heads, height, width, dim = q.shape
     padded = native.padded_size(dim)
@@ -95,8 +96,8 @@ def _backward(
             band_grads=lse.new_empty(batch, heads, bands, 2, reach, width, padded),
         ),
     )
-    grad_maps = (native.as_heads(grad, q) for grad in maps.values())
-    return *grad_maps, grad_bias.sum((0, 2)).to(bias.dtype)
+    grad_q, grad_k, grad_v = (native.as_heads(grad, q) for grad in maps.values())
+    return grad_q, grad_k, grad_v, grad_bias.sum((0, 2)).to(bias.dtype)
 
 
 @_backward.register_fake

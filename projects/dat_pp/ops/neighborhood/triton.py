@@ -1,6 +1,7 @@
 """Backend ``triton``: neighborhood attention in Triton kernels, imported on first use."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout_p: float = 0.0) -
     return _forward(q, k, v, bias.float())[0]
 
 
-def unsupported_reason(q: Tensor, *inputs: Tensor | float) -> str | None:
+def unsupported_reason(q: Tensor, *inputs: Any) -> str | None:
     return triton.unsupported_reason(q, inputs[-1])
 
 
