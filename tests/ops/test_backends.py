@@ -27,11 +27,6 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=OPERATORS)
-def operator(request: pytest.FixtureRequest) -> Operator:
-    return OPERATORS[request.param]
-
-
 @pytest.mark.parametrize('backend', GENERATED_FOR)
 @generated
 @given(

@@ -4,21 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from operators import CUSTOM, OPERATORS, Operator
+from operators import CUSTOM, Operator
 from torch import Tensor
 from torch.autograd import forward_ad
 
 ADVICE = 'no torch.func or forward-mode derivatives; set DAT_PP_BACKEND=reference'
-
-
-@pytest.fixture(params=OPERATORS)
-def operator(request: pytest.FixtureRequest) -> Operator:
-    return OPERATORS[request.param]
-
-
-@pytest.fixture(autouse=True)
-def _default_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv('DAT_PP_BACKEND', raising=False)
+pytestmark = pytest.mark.usefixtures('default_backend')
 
 
 def of_queries(operator: Operator, backend: str | None) -> tuple[Callable, Tensor]:

@@ -8,6 +8,8 @@ import torch
 from dat_pp.ops import custom_op, deformable, dispatch, native, neighborhood, triton
 from dat_pp.ops.dispatch import Backend
 
+pytestmark = pytest.mark.usefixtures('default_backend')
+
 
 def select(backends: dict[str, Backend], forced: str | None = None, device: str = 'cpu') -> str:
     q = SimpleNamespace(device=torch.device(device))
@@ -26,11 +28,6 @@ def backends(**reasons: str | None) -> dict[str, Backend]:
 
 def run(*_: object) -> None:
     raise AssertionError('select must not run anything')
-
-
-@pytest.fixture(autouse=True)
-def _no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv('DAT_PP_BACKEND', raising=False)
 
 
 def test_default() -> None:

@@ -8,17 +8,10 @@ import torch
 from operators import CUSTOM, DEVICE, OPERATORS, Operator
 from torch import Tensor, nn
 
-pytestmark = pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
-
-
-@pytest.fixture(params=OPERATORS)
-def operator(request: pytest.FixtureRequest) -> Operator:
-    return OPERATORS[request.param]
-
-
-@pytest.fixture(autouse=True)
-def _default_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv('DAT_PP_BACKEND', raising=False)
+pytestmark = [
+    pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning'),
+    pytest.mark.usefixtures('default_backend'),
+]
 
 
 class Module(nn.Module):
