@@ -10,7 +10,7 @@ model = dict(
         type='DAT',
         arch=_base_.arch,
         out_indices=(3,),
-        # DAT's own initialisation needs ImageNet's hundreds of epochs.
+        # DAT's own initialization needs ImageNet's hundreds of epochs.
         init_cfg=dict(type='Kaiming', layer='Conv2d', mode='fan_in', nonlinearity='linear'),
     ),
     neck=dict(type='GlobalAveragePooling'),

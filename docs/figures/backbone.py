@@ -1,4 +1,4 @@
-"""Draw docs/figures/backbone.svg: the stages of DAT-T++ and its two kinds of attention.
+"""Draw docs/figures/backbone.svg: the stages of DAT-T++ and its two attention operators.
 
     python docs/figures/backbone.py
 
@@ -97,8 +97,8 @@ def draw_map(axes: Axes, title: str, color: str, side: int) -> None:
     axes.add_patch(
         Rectangle((-0.5, -0.5), side, side, facecolor='#fafafa', edgecolor=MUTED, lw=0.8)
     )
-    for centre, radius in (((9, 4.3), 2.2), ((8.4, 8.2), 2.9), ((6, 6.5), 1.3)):
-        axes.add_patch(Circle(centre, radius, facecolor='#cfe3cf', edgecolor='none'))
+    for center, radius in (((9, 4.3), 2.2), ((8.4, 8.2), 2.9), ((6, 6.5), 1.3)):
+        axes.add_patch(Circle(center, radius, facecolor='#cfe3cf', edgecolor='none'))
 
 
 def draw_neighborhood(axes: Axes, side: int = 14, kernel: int = 7) -> None:

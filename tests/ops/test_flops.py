@@ -36,7 +36,7 @@ def test_same_as_reference(name: str, backend: str, backward: bool) -> None:
 
 
 def test_values() -> None:
-    """Two matrix products, two FLOPs per multiply-add."""
+    """Two matrix products, two FLOPs per MAC."""
     assert flops.deformable_attention_flops((2, 3, 4, 5, 6), (2, 3, 7, 6)) == (
         2 * 2 * (2 * 3) * (4 * 5) * 7 * 6
     )

@@ -20,7 +20,7 @@ CLASSES = {
     'scaled_dot_product_cudnn_attention scaled_dot_product_attention_math flash_attention '
     'efficient_attention',
     'softmax': 'softmax softmax_backward_data log_softmax logsumexp',
-    'normalisation': 'layer_norm native_layer_norm batch_norm native_batch_norm cudnn_batch_norm '
+    'normalization': 'layer_norm native_layer_norm batch_norm native_batch_norm cudnn_batch_norm '
     'batch_norm_impl_index group_norm native_group_norm var_mean var',
     'activation': 'gelu relu silu tanh sigmoid threshold hardtanh',
     'sampling': 'grid_sampler grid_sampler_2d grid_sampler_2d_cpu_fallback upsample_bilinear2d '

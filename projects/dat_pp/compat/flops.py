@@ -2,7 +2,7 @@
 
 ``mmengine.analysis`` traces a model and looks every operator up by name. It counts a custom
 operator that it does not find as zero, so the CPU and GPU kernels would leave all attention out.
-They join its table here, by its rules: a multiply-add is one FLOP, a bilinear sample four.
+They join its table here, by its rules: a MAC is one FLOP, a bilinear sample four.
 """
 
 import math

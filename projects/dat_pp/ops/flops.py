@@ -1,7 +1,7 @@
 """FLOPs of the operators, for counters that see custom operators only by name.
 
-Counted are the two matrix products of attention, as PyTorch counts them in the reference (2 FLOPs
-per multiply-add, 4 in the backward pass); the softmax and the lookup of the bias are not.
+They count the two matrix products of attention as PyTorch does in the reference (2 FLOPs per MAC, 4
+in the backward pass), and neither the softmax nor the lookup of the bias.
 
 ``FORMULAS`` maps the name of every custom operator (``'dat_pp::native_deformable_attention'``) to a
 function of the shapes of its arguments. :class:`torch.utils.flop_counter.FlopCounterMode` knows

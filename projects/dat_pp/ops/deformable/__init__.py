@@ -35,12 +35,12 @@ def deformable_attention(
         q: Queries, (B, h, H, W, d).
         k: Keys, (B, h, N, d), in the dtype of ``q``.
         v: Values, (B, h, N, d), in the dtype of ``q``.
-        positions: Normalised positions (y, x) of the samples, (B, g, N, 2), float32 or float64;
+        positions: Normalized positions (y, x) of the samples, (B, g, N, 2), float32 or float64;
             g divides h, and head i belongs to group ``i // (h / g)``.
         table: Bias tables, (h, 2 H0 - 1, 2 W0 - 1), where H0 x W0 is any native map size; None for
             no bias.
-        query_y: Normalised y of the query rows, (H,), float32 or float64.
-        query_x: Normalised x of the query columns, (W,), float32 or float64.
+        query_y: Normalized y of the query rows, (H,), float32 or float64.
+        query_x: Normalized x of the query columns, (W,), float32 or float64.
         dropout_p: Probability of dropping an attention weight; 0 when not training.
         backend: ``'reference'`` (the definition; holds all logits), ``'blocked'`` (bounded memory),
             ``'native'`` (compiled for the CPU) or ``'triton'`` (for GPUs). The last two support

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def heads_last(x: Tensor) -> Tensor:
-    """Uninitialised (B, h, H, W, d) like ``x``, laid out in memory as a channels-last map."""
+    """Uninitialized (B, h, H, W, d) like ``x``, laid out in memory as a channels-last map."""
     batch, heads, height, width, dim = x.shape
     return x.new_empty(batch, height, width, heads, dim).permute(0, 3, 1, 2, 4)
 
