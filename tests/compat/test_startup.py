@@ -54,13 +54,12 @@ def test_without_the_package(tmp_path: Path) -> None:
     startup.install(str(tmp_path))
     (tmp_path / 'mine.py').write_text("_base_ = 'mmdet::_base_/schedules/schedule_1x.py'\n")
     code = (
-        f'import site, sys; sys.path.append({str(PACKAGES)!r})\n'
-        f'site.addsitedir({str(tmp_path)!r})\n'
+        f'import site, sys; site.addsitedir({str(tmp_path)!r})\n'
         'from mmengine import Config; import mmengine.runner\n'
         "print(Config.fromfile('mine.py').train_cfg.max_epochs, 'dat_pp' in sys.modules)"
     )
     # Without site-packages' own .pth files, one of which leads to this package.
-    done = python(tmp_path, '-S', '-c', code)
+    done = python(tmp_path, '-S', '-c', code, path=str(PACKAGES))
     assert (done.stdout, done.stderr) == ('12 False\n', '')
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import ALL_MIXERS, TINY, build
+from tiny_models import TINY, build
 from torch import nn
 
 from dat_pp import DAT
@@ -12,15 +12,13 @@ from dat_pp.models.mixers import MIXERS, Mixer, build_mixer
 
 
 def test_letter_builds_its_row() -> None:
-    model = build(ALL_MIXERS)
-    seen = set()
-    for stage, word in zip(model.stages, ALL_MIXERS['mixers'], strict=True):
+    words = ['N', 'N', ''.join(MIXERS), 'N']
+    model = build(dict(TINY, mixers=words))
+    for stage, word in zip(model.stages, words, strict=True):
         for block, letter in zip(stage, word, strict=True):
             row = MIXERS[letter]
             assert type(block.mixer) is row.module
             assert type(block) is (TransformerBlock if row.residual else ConvNeXtBlock)
-            seen.add(letter)
-    assert seen == MIXERS.keys()
 
 
 class Scale(nn.Module):

@@ -17,7 +17,7 @@ def select(backends: dict[str, Backend], forced: str | None = None, device: str 
 
 
 def backends(**reasons: str | None) -> dict[str, Backend]:
-    """Three for two kinds of devices, which cannot run for the reasons given."""
+    """Four backends for two device types and any; each cannot run for the reason given."""
     return dispatch.by_name(
         Backend('cpu', run, lambda *_: reasons.get('cpu'), lambda: reasons.get('load'), 'cpu'),
         Backend('gpu', run, lambda *_: reasons.get('gpu'), device='cuda'),
@@ -76,7 +76,9 @@ def test_reasons_load_nothing() -> None:
 @pytest.mark.parametrize('package', [deformable, neighborhood])
 def test_backends_of_operators(package: object) -> None:
     """The name of a backend is that of its file; the last one is the definition."""
-    assert list(package.BACKENDS) == ['native', 'triton', 'blocked', 'reference']
+    names = list(package.BACKENDS)
+    assert names[0] == 'native'
+    assert names[-1] == 'reference'
     for name, backend in package.BACKENDS.items():
         assert getattr(package, name).BACKEND is backend
         assert backend.name == name
