@@ -129,6 +129,23 @@ def test_copy_without_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(catalog, 'PACKAGE', tmp_path / 'projects' / 'dat_pp')
     with pytest.raises(FileNotFoundError, match='no configs of dat_pp in'):
         dat_pp.config('digits/upernet')
+    assert catalog.models('mmpretrain') == []
+
+
+@pytest.mark.parametrize('apis', ['class ModelHub: pass', ''])
+def test_library_imports_beside_a_copy_without_configs(apis: str, tmp_path: Path) -> None:
+    """So it does if its version has no ``ModelHub``."""
+    for name, content in {'__init__': '', 'apis/__init__': '', 'apis/model': apis}.items():
+        path = tmp_path / 'mmpretrain' / f'{name}.py'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    if apis:
+        ignored = shutil.ignore_patterns('.mim', '__pycache__')
+        shutil.copytree(Path(dat_pp.__file__).parent, tmp_path / 'dat_pp', ignore=ignored)
+    code = 'import dat_pp, mmpretrain.apis.model; print(dat_pp.__file__)'
+    done = python(tmp_path, '-c', code, path=str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (str(tmp_path) in done.stdout) == bool(apis)
 
 
 def test_import_is_light(tmp_path: Path) -> None:

@@ -79,9 +79,14 @@ def lazy_config(stub: str) -> dict[str, Any]:
 def models(library: str) -> list[dict[str, Any]]:
     """Entries of the model index that ``library`` (mmpretrain, mmdet or mmseg) builds.
 
-    ``Config`` is an absolute path; ``Weights`` is None where none were published.
+    ``Config`` is an absolute path; ``Weights`` is None where none were published. A package that
+    was copied without its configs has no models: importing a library must not fail for them.
     """
-    return [model for scope, model in _index(root()) if scope == library]
+    try:
+        folder = root()
+    except FileNotFoundError:
+        return []
+    return [model for scope, model in _index(folder) if scope == library]
 
 
 @functools.cache

@@ -12,10 +12,11 @@ from .imports import when_imported
 
 def _register_models(apis: ModuleType) -> None:
     names = [model['Name'] for model in catalog.models('mmpretrain')]
-    if not any(apis.ModelHub.has(name) for name in names):
+    hub = getattr(apis, 'ModelHub', None)  # not in the first versions of mmpretrain
+    if hub and names and not any(hub.has(name) for name in names):
         folder = catalog.root()
         metafile = folder / 'configs' / 'imagenet' / 'metafile.yml'
-        apis.ModelHub.register_model_index(metafile, config_prefix=folder)
+        hub.register_model_index(metafile, config_prefix=folder)
 
 
 when_imported('mmpretrain.apis.model', _register_models)
