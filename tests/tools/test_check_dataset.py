@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -335,6 +336,13 @@ def test_other_mistakes(classification, check, monkeypatch, tmp_path):
     assert_one_line(missing, 'test_dataloader is not set')
     monkeypatch.setattr(config_module.importlib.util, 'find_spec', lambda name: None)
     assert_one_line(check(config), 'mmpretrain', 'not installed', 'pip install')
+
+
+def test_default_workers_without_affinity(monkeypatch):
+    """macOS and Windows cannot say which CPUs a process may use."""
+    monkeypatch.delattr(os, 'sched_getaffinity', raising=False)
+    monkeypatch.setattr(os, 'cpu_count', lambda: 5)
+    assert check_dataset.parse_args(['config.py']).workers == 5
 
 
 def test_interrupt(classification, check, monkeypatch):

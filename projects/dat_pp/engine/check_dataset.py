@@ -82,7 +82,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--workers',
         type=int,
-        default=len(os.sched_getaffinity(0)),
+        default=_cpu_count(),
         help='number of worker processes (default: %(default)s); 0 reads in the main process',
     )
     parser.add_argument('--out', metavar='FILE', help='write all problems to this new text file')
@@ -94,6 +94,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.out and not osp.isdir(osp.dirname(args.out) or '.'):
         raise UserError(f'--out: no such folder: {osp.dirname(args.out)}')
     return args
+
+
+def _cpu_count() -> int:
+    """Number of CPUs that this process may use."""
+    if hasattr(os, 'sched_getaffinity'):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def chosen_datasets(cfg: Config, split: str) -> Iterator[tuple[str, dict, str]]:
