@@ -1,6 +1,7 @@
 """What stays in float32 when the published detectors and segmentors train in mixed precision."""
 
 import copy
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -220,6 +221,20 @@ def test_any_mmdet_config(tmp_path: Path) -> None:
         'Float32Shared2FCBBoxHead',
         'Float32FCNMaskHead',
     } <= names
+
+
+def test_pickle() -> None:
+    """As torch.save of a model does; the class is made again where it is read."""
+    load(SMALL[1])
+    layer = dict(type='RoIAlign', output_size=7, sampling_ratio=0)
+    settings = dict(roi_layer=layer, out_channels=8, featmap_strides=[4, 8])
+    extractor = MODELS.build(dict(settings, type='Float32RoIExtractor', _scope_='mmdet')).eval()
+    read = pickle.loads(pickle.dumps(extractor))
+    assert type(read) is type(extractor)
+    assert not read.training
+    features = tuple(torch.randn(1, 8, side, side).half() for side in (32, 16))
+    rois = torch.tensor([[0, 10.3, 20.1, 90.7, 80.2]])
+    assert torch.equal(read(features, rois), extractor(features, rois))
 
 
 @pytest.mark.parametrize(

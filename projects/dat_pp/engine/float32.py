@@ -78,7 +78,19 @@ def _find(name: str) -> type:
 @functools.cache
 def _subclass(base: type, methods: tuple[str, ...], restore_dtype: bool) -> type:
     overrides = {name: _in_float32(getattr(base, name), restore_dtype) for name in methods}
-    return type(f'Float32{base.__name__}', (base,), {'__module__': __name__, **overrides})
+
+    def reduce(self: nn.Module) -> tuple:
+        # pickle finds no class of this name in the file.
+        return _new, (base, methods, restore_dtype), self.__dict__
+
+    overrides |= {'__module__': __name__, '__reduce__': reduce}
+    return type(f'Float32{base.__name__}', (base,), overrides)
+
+
+def _new(*arguments: Any) -> nn.Module:
+    """An instance without attributes, for pickle to fill."""
+    cls = _subclass(*arguments)
+    return cls.__new__(cls)
 
 
 def _in_float32(method: Callable, restore_dtype: bool) -> Callable:
