@@ -1,5 +1,6 @@
 """Mistakes that train.py and test.py find before they write anything: one line about each."""
 
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -10,9 +11,10 @@ from mmengine.registry import MODELS, init_default_scope
 from tiny_tasks import make_task
 
 from dat_pp.engine import config as config_module
-from dat_pp.engine import train
+from dat_pp.engine import datasets, train
 from dat_pp.engine.class_counts import check_class_count
 from dat_pp.engine.errors import UserError
+from dat_pp.engine.launch import load_config
 
 
 def test_missing_config(run, tmp_path):
@@ -41,6 +43,50 @@ def test_wrong_setting(classification, run, option, expected):
         'train', task.config, '--work-dir', task.work_dir, '--cfg-options', *option.split()
     )
     outcome.assert_rejected(task.work_dir, expected)
+
+
+def test_amp_without_an_optimizer(classification, run):
+    task = classification
+    outcome = run(
+        'train', task.config, '--work-dir', task.work_dir, '--amp', '--cfg-options',
+        'optim_wrapper=None',
+    )  # fmt: skip
+    outcome.assert_rejected(task.work_dir, '--amp: the config has no optim_wrapper')
+
+
+@pytest.mark.parametrize(
+    ('launcher', 'variables', 'local_rank'),
+    [
+        ('mpi', {'OMPI_COMM_WORLD_LOCAL_RANK': '1'}, '1'),
+        ('slurm', {'SLURM_LOCALID': '2'}, '2'),
+        ('pytorch', {'LOCAL_RANK': '3'}, '3'),
+        ('pytorch', {}, '0'),
+        ('none', {'SLURM_LOCALID': '1'}, '0'),
+    ],
+)
+def test_local_rank(launcher, variables, local_rank, classification, monkeypatch):
+    """The GPU that mmengine wraps the model for."""
+    for name in ('LOCAL_RANK', *variables):
+        monkeypatch.setenv(name, '')  # is restored after the test
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    load_config(train.parse_args([str(classification.config), '--launcher', launcher]))
+    assert os.environ['LOCAL_RANK'] == local_rank
+
+
+@pytest.mark.parametrize('launcher', ['none', 'pytorch'])
+def test_small_dataset_and_processes(launcher, monkeypatch):
+    """The images of a dropped batch are shared only between the processes of a launcher."""
+    monkeypatch.setenv('WORLD_SIZE', '8')
+    monkeypatch.setattr(datasets, 'leaf_datasets', lambda *_: [({}, 'key')])
+    monkeypatch.setattr(datasets, 'open_dataset', lambda *_: SimpleNamespace(download=True))
+    checked = []
+    monkeypatch.setattr(datasets, 'check_class_count', lambda *_: None)
+    monkeypatch.setattr(datasets, '_check_batch', lambda *args: checked.append(args[-1]))
+    cfg = Config(dict(launcher=launcher, model={}, train_dataloader=dict(dataset={})))
+    datasets.check_dataloader(cfg, 'train_dataloader')
+    assert checked == [1 if launcher == 'none' else 8]
 
 
 @pytest.fixture

@@ -50,11 +50,13 @@ def check_dataloader(cfg: Config, name: str) -> list[Any | None]:
         if dataset is not None:
             check_class_count(cfg.model, dataset, key)
         datasets.append(None if dataset is None or _downloads(dataset) else dataset)
-    _check_batch(cfg[name], datasets, name)
+    launched = cfg.get('launcher', 'none') != 'none'
+    processes = int(os.environ.get('WORLD_SIZE', 1)) if launched else 1
+    _check_batch(cfg[name], datasets, name, processes)
     return datasets
 
 
-def _check_batch(loader: dict, datasets: list[Any | None], name: str) -> None:
+def _check_batch(loader: dict, datasets: list[Any | None], name: str, processes: int) -> None:
     """Refuse an epoch without iterations, which drop_last makes of a small dataset."""
     wrapped = 'dataset' in loader['dataset'] or 'datasets' in loader['dataset']
     sampler = (loader.get('sampler') or {}).get('type')
@@ -63,7 +65,6 @@ def _check_batch(loader: dict, datasets: list[Any | None], name: str) -> None:
     (dataset,) = datasets
     if dataset is None:
         return
-    processes = int(os.environ.get('WORLD_SIZE', 1))
     images, batch = -(-len(dataset) // processes), loader.get('batch_size', 1)
     if images < batch:
         raise UserError(

@@ -44,7 +44,9 @@ def base_parser(description: str) -> argparse.ArgumentParser:
 
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config of a run and set its launcher, work directory and dataloader defaults."""
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    # mmengine wraps the model for the GPU of LOCAL_RANK, but under MPI does not set it.
+    local_rank = VARIABLES[args.launcher][2] if args.launcher in VARIABLES else ''
+    os.environ.setdefault('LOCAL_RANK', os.environ.get(local_rank, str(args.local_rank)))
     cfg = read_config(args)
     cfg.launcher = args.launcher
     if args.work_dir:

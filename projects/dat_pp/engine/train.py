@@ -51,7 +51,9 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.amp:
-        optim_wrapper = cfg.get('optim_wrapper', {})
+        optim_wrapper = cfg.get('optim_wrapper')
+        if not optim_wrapper:
+            raise UserError('--amp: the config has no optim_wrapper')
         wrapper = optim_wrapper.get('type', 'OptimWrapper')
         if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
             raise UserError(f"--amp: optim_wrapper.type is '{wrapper}', expected 'OptimWrapper'")
