@@ -66,7 +66,7 @@ def test_shape_is_kept(letter: str, size: tuple[int, int]) -> None:
     assert out.shape == x.shape
     out.square().sum().backward()
     assert x.grad.isfinite().all()
-    assert x.grad.any()
+    assert size == (1, 1) or x.grad.any()  # a single position may have no neighbors to mix
 
 
 def test_shifted_windows_see_other_positions() -> None:
