@@ -16,6 +16,7 @@ from dat_pp.benchmark import cases, figure, measure, operators, plan, report, re
 from dat_pp.benchmark import run as benchmark
 from dat_pp.benchmark.measure import Case
 from dat_pp.engine.errors import run_main
+from dat_pp.ops import triton
 
 SHORT = dict(base='dat-t++', mixers=['ND', 'N', 'D', 'D'])
 MIB = 2**20
@@ -152,9 +153,9 @@ def test_interrupt_at_once(
 
 
 def test_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error is reported in the results and by the exit code."""
+    """An error is reported in the results and by the exit code; a repeated size is one."""
     monkeypatch.setattr(cases, 'build_model', lambda name: nn.Linear(7, 7))
-    code, rows = run(tmp_path, '--models', 'dat-t', '--sizes', '32', '--repeat', '1')
+    code, rows = run(tmp_path, '--models', 'dat-t', '--sizes', '32', '1x32x32', '--repeat', '1')
     assert code == 1
     assert [row['error'] is None for row in rows] == [False, True] * 2
     assert 'shapes cannot be multiplied' in rows[0]['error']
@@ -325,7 +326,7 @@ def test_mistakes(
 def test_backend_that_cannot_run(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv('TRITON_INTERPRET', '0')
+    monkeypatch.setattr(triton, 'interpreted', lambda: False)
     name = 'deformable_attention:triton'
     arguments = ['--operators', name, '--out-dir', str(tmp_path / 'out')]
     assert run_main(benchmark.main, arguments) == 2
