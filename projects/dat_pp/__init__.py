@@ -7,6 +7,7 @@ layer-wise learning rate decay, and mixed precision on CPUs.
 
 from .catalog import config
 from .compat import mmpretrain as _mmpretrain  # noqa: F401  registers our models there by name
+from .compat import torch as _torch  # noqa: F401  registers our operators' FLOPs there
 from .compat.mmengine import upstream
 from .engine import float32 as _float32  # noqa: F401  registers Float32Head, Float32RoIExtractor
 from .engine.layer_decay import BackboneLayerDecayConstructor

@@ -61,7 +61,8 @@ def test_every_custom_operator_has_a_formula() -> None:
 @pytest.mark.parametrize('first', ['dat_pp', 'torch.utils.flop_counter'])
 def test_import_order(first: str, tmp_path: Path) -> None:
     script = (
-        f'import {first}, dat_pp, torch\n'
+        f'import importlib.util, {first}, dat_pp, torch\n'
+        "importlib.util.find_spec('torch.utils.flop_counter')  # imports nothing\n"
         'import torch.utils.flop_counter as counter\n'
         'operator = torch.ops.dat_pp.triton_deformable_attention_backward\n'
         'print(counter.flop_registry[operator]((1, 1, 2, 2, 8), (1, 1, 2, 2, 8), (1, 1, 3, 8)))\n'

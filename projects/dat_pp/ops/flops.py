@@ -4,25 +4,16 @@ They count the two matrix products of attention as PyTorch does in the reference
 in the backward pass), and neither the softmax nor the lookup of the bias.
 
 ``FORMULAS`` maps the name of every custom operator (``'dat_pp::native_deformable_attention'``) to a
-function of the shapes of its arguments. :class:`torch.utils.flop_counter.FlopCounterMode` knows
-them.
+function of the shapes of its arguments; ``dat_pp.compat.torch`` hands them to PyTorch's counter.
 """
 
-import importlib.abc
-import importlib.util
 import math
-import sys
 from collections.abc import Callable, Sequence
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import Any
-
-import torch
 
 Shape = Sequence[int]
 Formula = Callable[..., int]
 FORMULAS: dict[str, Formula] = {}
-COUNTER = 'torch.utils.flop_counter'
 
 
 def deformable_attention_flops(q: Shape, k: Shape, *_: Any, **__: Any) -> int:
@@ -38,46 +29,10 @@ def neighborhood_attention_flops(
 
 
 def register(forward: Any, backward: Any, formula: Formula) -> None:
-    """Add a custom operator and that of its gradients to ``FORMULAS`` and to PyTorch's counter."""
+    """Add a custom operator and that of its gradients to ``FORMULAS``."""
 
     def backward_formula(grad_out: Shape, *args: Any, **kwargs: Any) -> int:
         return 2 * formula(*args, **kwargs)
 
-    for operator, function in ((forward, formula), (backward, backward_formula)):
-        FORMULAS[operator._qualname] = function
-        if COUNTER in sys.modules:
-            _tell_counter(sys.modules[COUNTER], operator._qualname)
-
-
-def _tell_counter(counter: ModuleType, qualname: str) -> None:
-    namespace, name = qualname.split('::')
-    packet = getattr(getattr(torch.ops, namespace), name)
-    counter.register_flop_formula(packet)(FORMULAS[qualname])
-
-
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """Tells PyTorch's counter about ``FORMULAS`` once it is imported.
-
-    Importing it here would import Triton.
-    """
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if name != COUNTER:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            return spec
-        execute = spec.loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            execute(module)
-            for qualname in FORMULAS:
-                _tell_counter(module, qualname)
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # of this loader only
-        return spec
-
-
-if COUNTER not in sys.modules:
-    sys.meta_path.insert(0, _AfterImport())
+    FORMULAS[forward._qualname] = formula
+    FORMULAS[backward._qualname] = backward_formula
