@@ -8,8 +8,10 @@ import sys
 
 TYPE_CHECKING = False  # as type checkers read it; `typing` itself takes milliseconds to load
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from importlib.machinery import ModuleSpec
     from types import ModuleType
+    from typing import Any
 
 
 class ImportWatcher:
@@ -21,7 +23,9 @@ class ImportWatcher:
     def __init__(self) -> None:
         self.callbacks: dict[str, dict[str, Callable[[ModuleType], None]]] = {}
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> object:
+    def find_spec(
+        self, name: str, path: 'Sequence[str] | None' = None, target: 'ModuleType | None' = None
+    ) -> 'ModuleSpec | None':
         if name not in self.callbacks:
             return None
         finders = [finder for finder in sys.meta_path if finder is not self]
@@ -35,7 +39,7 @@ class ImportWatcher:
                 for callback in list(self.callbacks[name].values()):
                     callback(module)
 
-            spec.loader.exec_module = execute_and_call
+            spec.loader.exec_module = execute_and_call  # type: ignore[method-assign]  # of one spec
         return spec
 
 
@@ -46,7 +50,7 @@ def when_imported(name: str, callback: 'Callable[[ModuleType], None]') -> None:
     qualified name replaces the former one, so that the module that registers it can be reloaded.
     """
     # By name: there may be two copies of this class.
-    watcher = next((f for f in sys.meta_path if type(f).__name__ == 'ImportWatcher'), None)
+    watcher: Any = next((f for f in sys.meta_path if type(f).__name__ == 'ImportWatcher'), None)
     if watcher is None:
         watcher = ImportWatcher()
         sys.meta_path.insert(0, watcher)
@@ -55,6 +59,12 @@ def when_imported(name: str, callback: 'Callable[[ModuleType], None]') -> None:
     module = sys.modules.get(name)
     if module is not None and not getattr(module.__spec__, '_initializing', False):
         callback(module)
+
+
+def replacing(function: 'Any', original: 'Callable') -> 'Any':
+    """Mark ``function`` as the replacement of ``original``, which can be found through it."""
+    function._dat_pp_original = original
+    return function
 
 
 def import_when_needed(package: str) -> None:
@@ -83,8 +93,7 @@ def import_when_needed(package: str) -> None:
                 return module.Config._get_cfg_path(cfg_path, *others)
             return get_cfg_path(cfg_path, *others)
 
-        import_first._dat_pp_original = get_cfg_path
-        module.Config._get_cfg_path = staticmethod(import_first)
+        module.Config._get_cfg_path = staticmethod(replacing(import_first, get_cfg_path))
 
     when_imported('mmengine.runner', import_package)
     # Watched from the start because it imports mmengine.runner: a callback that is registered in

@@ -37,7 +37,7 @@ import mmengine
 from mmengine.utils import digit_version, get_installed_path
 
 from .. import catalog
-from .imports import when_imported
+from .imports import replacing, when_imported
 
 VERSIONS = ('0.10.0', '0.11.0')  # from the first on, up to and without the second
 SHARE_PAGES = ('https://1drv.ms/', 'https://cloud.tsinghua.edu.cn/', 'https://drive.google.com/')
@@ -82,9 +82,9 @@ def _known_packages(utils: ModuleType) -> None:
         packages['mmseg'] = 'mmseg'  # mmengine takes the name of a module as well
 
 
-def _load_once(utils: ModuleType) -> None:
+def _load_once(utils: Any) -> None:
     original = _original(utils.load, ['file'])
-    utils.load = _replacing(functools.cache(original), original)
+    utils.load = replacing(functools.cache(original), original)
 
 
 def _own_bases(config: ModuleType) -> None:
@@ -97,7 +97,7 @@ def _own_bases(config: ModuleType) -> None:
             return catalog.config(name), None
         return original(cfg_path, filename)
 
-    config.Config._get_cfg_path = staticmethod(_replacing(get_cfg_path, original))
+    config.Config._get_cfg_path = staticmethod(replacing(get_cfg_path, original))
 
 
 def _models_by_name(infer: ModuleType) -> None:
@@ -112,7 +112,7 @@ def _models_by_name(infer: ModuleType) -> None:
             if folder_of(library) == dir:
                 yield from catalog.models(library)
 
-    replacement = staticmethod(_replacing(get_models_from_metafile, original))
+    replacement = staticmethod(replacing(get_models_from_metafile, original))
     inferencer._get_models_from_metafile = replacement
 
 
@@ -152,7 +152,7 @@ def _count_operators(analysis: ModuleType) -> None:
     analysis._DEFAULT_SUPPORTED_FLOP_OPS.update(HANDLERS)
 
 
-CHANGES = {
+CHANGES: dict[str, list[Callable[[ModuleType], None]]] = {
     'mmengine.config.utils': [_known_packages, _load_once],
     'mmengine.config.config': [_own_bases],
     'mmengine.infer.infer': [_models_by_name],
@@ -179,11 +179,6 @@ def _original(function: Callable, parameters: list[str]) -> Callable:
     found = list(inspect.signature(function).parameters)
     if found[: len(parameters)] != parameters:
         raise _UnknownShapeError(f'{function.__qualname__} takes {found}, not {parameters}')
-    return function
-
-
-def _replacing(function: Callable, original: Callable) -> Callable:
-    function._dat_pp_original = original
     return function
 
 

@@ -76,8 +76,10 @@ def _find(name: str) -> type:
 
 
 @functools.cache
-def _subclass(base: type, methods: tuple[str, ...], restore_dtype: bool) -> type:
-    overrides = {name: _in_float32(getattr(base, name), restore_dtype) for name in methods}
+def _subclass(base: type, methods: tuple[str, ...], restore_dtype: bool) -> type[nn.Module]:
+    overrides: dict[str, Any] = {
+        name: _in_float32(getattr(base, name), restore_dtype) for name in methods
+    }
 
     def reduce(self: nn.Module) -> tuple:
         # pickle finds no class of this name in the file.
