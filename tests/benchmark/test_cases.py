@@ -10,6 +10,7 @@ from torch import nn
 
 from dat_pp import DAT
 from dat_pp.benchmark import cases, operators, plan
+from dat_pp.ops import deformable_attention
 
 CPU = torch.device('cpu')
 VARIABLE = 'DAT_PP_BACKEND'
@@ -108,6 +109,25 @@ def test_operators_run_in_mixed_precision() -> None:
     for mode in cases.PASSES:
         for case in operators.operator_cases(plan.DEFAULT_OPERATORS, size, shapes, mode, setting):
             case.run()
+
+
+def test_gradients_of_an_operator_are_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = []
+
+    def record(*args: torch.Tensor) -> torch.Tensor:
+        inputs.extend(args)
+        return deformable_attention(*args)
+
+    monkeypatch.setattr(operators, 'deformable_attention', record)
+    size, setting = cases.Size(1, 32, 32), cases.Setting(CPU)
+    shapes = operators.stage_shapes(size)[0]
+    names = ['deformable_attention']
+    (case,) = operators.operator_cases(names, size, shapes, 'train', setting)
+    case.run()
+    differentiated = [tensor for tensor in inputs if tensor.grad is not None]
+    assert len(differentiated) == 5  # not the query axes
+    case.clear()
+    assert all(tensor.grad is None for tensor in inputs)
 
 
 def test_operators_have_the_shapes_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
