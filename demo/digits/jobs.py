@@ -1,6 +1,7 @@
 """Runs of a task, resumable, and the commands that they consist of, side by side."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -65,6 +66,18 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         return self.folder / Path((self.folder / 'last_checkpoint').read_text().strip()).name
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Generator[None, None, None]:
+    """Hold a lock in `folder`; raises DemoError if another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / '.lock', 'w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DemoError(f'another run of the demo is writing to {shown(folder)}') from None
+        yield
 
 
 @contextlib.contextmanager

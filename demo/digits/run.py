@@ -29,7 +29,7 @@ import dat_pp  # noqa: F401  the configs inherit from mmseg
 from . import data as digits
 from . import inputs, jobs
 from .display import Display
-from .jobs import DemoError, Run, replacing, run_stage, run_together, shown
+from .jobs import DemoError, Run, only_one, replacing, run_stage, run_together, shown
 from .results import TASKS, Task, read_metrics, write_results
 
 NEXT = """Figures: {work_dir}/classification.png, mask-rcnn.png, upernet.png
@@ -133,18 +133,19 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
+    work_dir = jobs.ROOT / 'work_dirs' / 'digits'
     for name in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(name) == signal.SIG_DFL:  # ignored under nohup
             signal.signal(name, signal.default_int_handler)
     try:
-        rows = run_demo(args.force, args.longer)
+        with only_one(work_dir):
+            rows = run_demo(args.force, args.longer)
     except DemoError as error:
         print(f'digits: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('digits: interrupted; run again, without --force, to resume', file=sys.stderr)
         return 130
-    work_dir = jobs.ROOT / 'work_dirs' / 'digits'
     print('\n' + (work_dir / 'results.md').read_text())
     print(NEXT.format(work_dir=shown(work_dir)))
     below = [

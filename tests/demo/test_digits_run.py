@@ -290,6 +290,16 @@ def test_below_the_expected_minimum_is_exit_code_1(sandbox, capsys, monkeypatch)
     assert error == 'digits: below the expected minimum: mIoU 69.000 < 70.0\n'
 
 
+def test_a_second_run_beside_another_is_refused(sandbox, capsys, monkeypatch):
+    """The one that ends first would delete what the other writes."""
+    monkeypatch.setattr(sys, 'argv', ['run'])
+    with jobs.only_one(sandbox / 'work_dirs' / 'digits'):
+        assert run.main() == 1
+    message = 'digits: another run of the demo is writing to work_dirs/digits\n'
+    assert capsys.readouterr().err == message
+    assert run.main() == 0
+
+
 def test_a_test_without_the_metric_fails(sandbox):
     (sandbox / 'metrics.json').write_text('{"other": 1}')
     with pytest.raises(jobs.DemoError, match=r'classification test failed: no accuracy/top1 \(in'):
