@@ -123,6 +123,12 @@ ALL += [f'test {name}' for name in NAMES]
 
 
 def test_first_run_trains_tests_and_writes_results(sandbox, capsys):
+    # Long enough for its memory to be read while it runs.
+    edit(
+        sandbox / 'tools/train.py',
+        'import os, sys, time\n',
+        'import os, sys, time\ntime.sleep(0.4)\n',
+    )
     rows = run.run_demo(force=False, longer=1)
     made = calls(sandbox)
     assert made[:3] == ['train classification 1', 'train classification 2', 'test classification']
