@@ -155,6 +155,13 @@ def _init_gloo(launcher: str) -> None:
         atexit.register(_destroy_process_group)
 
 
+def leave_process_group() -> None:
+    """Wait for the other processes at the end of a run, so that none exits while another sends."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def _destroy_process_group() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

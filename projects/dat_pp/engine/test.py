@@ -14,7 +14,13 @@ from mmengine.runner import Runner
 from .datasets import check_dataloader
 from .errors import UserError
 from .file_errors import file_errors
-from .launch import base_parser, build_runner, load_config, set_dataloader_defaults
+from .launch import (
+    base_parser,
+    build_runner,
+    leave_process_group,
+    load_config,
+    set_dataloader_defaults,
+)
 from .preflight import check_checkpoint, check_evaluator, check_model
 
 
@@ -142,4 +148,5 @@ def main(argv: Sequence[str] | None = None) -> Runner:
         runner.test_evaluator.metrics.append(dump_metric(cfg.get('default_scope'), args.out))
     with file_errors(runner):
         runner.test()
+    leave_process_group()
     return runner

@@ -9,7 +9,13 @@ from mmengine.runner import Runner
 from .datasets import check_dataloader
 from .errors import UserError
 from .file_errors import file_errors
-from .launch import base_parser, build_runner, load_config, set_dataloader_defaults
+from .launch import (
+    base_parser,
+    build_runner,
+    leave_process_group,
+    load_config,
+    set_dataloader_defaults,
+)
 from .preflight import (
     check_checkpoint,
     check_evaluator,
@@ -93,4 +99,5 @@ def main(argv: Sequence[str] | None = None) -> Runner:
     runner = build_runner(cfg, {} if args.no_preflight else preflight(cfg))
     with file_errors(runner):
         runner.train()
+    leave_process_group()
     return runner
