@@ -123,6 +123,7 @@ def test_install_names_what_is_missing(variable, expected, tmp_path):
     assert not (tmp_path / '.venv').exists()
 
 
+@pytest.mark.slow
 def test_install_names_the_step_that_failed(tmp_path):
     shutil.copytree(ROOT / 'requirements', tmp_path / 'requirements')
     (tmp_path / 'requirements' / 'build.txt').write_text('./no-such-package.whl\n')

@@ -56,6 +56,7 @@ def test_changes_return_when_mmengine_is_reloaded(tmp_path: Path) -> None:
     assert done.stdout == 'MaskRCNN\n', done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_unknown_version_is_left_alone(tmp_path: Path) -> None:
     """A reason instead of an error, and the names that need no change still resolve."""
     code = (

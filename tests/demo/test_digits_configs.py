@@ -88,6 +88,7 @@ def test_dense_tasks_start_from_the_classifier(name, data_root, classifier):
     assert all((model.backbone.get_parameter(f'norm{i}.weight') == 1).all() for i in range(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', LIBRARIES)
 def test_evaluated_on_digits_that_training_does_not_see(name, data_root):
     config = load(name, data_root)

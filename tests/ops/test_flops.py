@@ -58,6 +58,7 @@ def test_every_custom_operator_has_a_formula() -> None:
     assert len(registered) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('first', ['dat_pp', 'torch.utils.flop_counter'])
 def test_import_order(first: str, tmp_path: Path) -> None:
     script = (

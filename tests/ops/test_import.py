@@ -41,6 +41,7 @@ def run(script: str, folder: Path, **env: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_loads_no_compiler(tmp_path: Path) -> None:
     script = (
         "import dat_pp, sys; print([m for m in ('triton', 'torch._dynamo') if m in sys.modules])"
@@ -48,6 +49,7 @@ def test_loads_no_compiler(tmp_path: Path) -> None:
     assert run(script, tmp_path) == '[]\n'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('version', TRITON)
 def test_unusable_triton(version: str, tmp_path: Path) -> None:
     """It is why backend 'triton' cannot run, not an error at import."""

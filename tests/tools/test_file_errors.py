@@ -41,6 +41,7 @@ def opened_data(task: Task, opens: Counter) -> dict[str, int]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'file', 'content', 'workers'),
     [

@@ -44,6 +44,7 @@ def build(config: Path) -> torch.nn.Module:
         return MODELS.build(cfg.model)
 
 
+@pytest.mark.slow
 def test_script(src: Path, tmp_path: Path) -> None:
     """In a process of its own and another folder: the file, the report and nothing else."""
     pytest.importorskip('mmpretrain')

@@ -31,6 +31,7 @@ def script(folder: Path, name: str, *argv: object) -> subprocess.CompletedProces
     return call(folder, sys.executable, TOOLS / name, *argv)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'arguments', 'expected'),
     [

@@ -85,6 +85,7 @@ def segmentation_metrics(task: Task, predictions: list[dict]) -> dict[str, float
     return {'mIoU': 100 * float(np.mean(ious)), 'aAcc': 100 * float((found == truth).mean())}
 
 
+@pytest.mark.slow
 def test_metrics_follow_from_the_predictions(trained, run, tmp_path):
     """Training and testing log the metrics of the dumped predictions; all images are drawn."""
     out, figures = tmp_path / 'out.pkl', tmp_path / 'figures'
@@ -104,6 +105,7 @@ def test_metrics_follow_from_the_predictions(trained, run, tmp_path):
         assert {key: found[key] for key in expected} == pytest.approx(expected, abs=6e-3)
 
 
+@pytest.mark.slow
 def test_tta_flips(trained, run, tmp_path):
     config = tmp_path / 'config.py'
     config.write_text(trained.config.read_text())
@@ -130,6 +132,7 @@ def test_tta_flips(trained, run, tmp_path):
     assert ('flip' in first[1]) != ('flip' in first[0])
 
 
+@pytest.mark.slow
 def test_resume_continues_exactly(classification, run, tmp_path):
     task, two_epochs = classification, ['--cfg-options', 'train_cfg.max_epochs=2']
     run('train', task.config, '--work-dir', tmp_path / 'straight', *two_epochs)
