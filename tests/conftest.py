@@ -1,6 +1,7 @@
 """What every test starts from, and the tools run in this process."""
 
 import importlib
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 
 from dat_pp.engine.errors import run_main
+
+
+# Handlers of mmengine's loggers outlive a test, and the captured stream they write to does not.
+logging.raiseExceptions = False
 
 
 @pytest.fixture(autouse=True)
