@@ -18,7 +18,6 @@ from mmengine.visualization import Visualizer
 
 from dat_pp.engine.errors import run_main
 
-
 # Handlers of mmengine's loggers outlive a test, and the captured stream they write to does not.
 logging.raiseExceptions = False
 
