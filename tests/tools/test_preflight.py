@@ -7,6 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import DefaultSampler
+from mmengine.model import PretrainedInit
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
 from tiny_tasks import make_task
 
@@ -14,7 +17,11 @@ from dat_pp.engine import config as config_module
 from dat_pp.engine import datasets, train
 from dat_pp.engine.class_counts import check_class_count
 from dat_pp.engine.errors import UserError
-from dat_pp.engine.launch import load_config
+from dat_pp.engine.float32 import float32_roi_extractor
+from dat_pp.engine.launch import load_config, use_cpu_if_needed
+from dat_pp.engine.preflight import check_model
+
+CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason='checks runs without a GPU')
 
 
 def test_missing_config(run, tmp_path):
@@ -75,18 +82,26 @@ def test_local_rank(launcher, variables, local_rank, classification, monkeypatch
     assert os.environ['LOCAL_RANK'] == local_rank
 
 
-@pytest.mark.parametrize('launcher', ['none', 'pytorch'])
-def test_small_dataset_and_processes(launcher, monkeypatch):
-    """The images of a dropped batch are shared only between the processes of a launcher."""
-    monkeypatch.setenv('WORLD_SIZE', '8')
-    monkeypatch.setattr(datasets, 'leaf_datasets', lambda *_: [({}, 'key')])
-    monkeypatch.setattr(datasets, 'open_dataset', lambda *_: SimpleNamespace(download=True))
-    checked = []
-    monkeypatch.setattr(datasets, 'check_class_count', lambda *_: None)
-    monkeypatch.setattr(datasets, '_check_batch', lambda *args: checked.append(args[-1]))
-    cfg = Config(dict(launcher=launcher, model={}, train_dataloader=dict(dataset={})))
-    datasets.check_dataloader(cfg, 'train_dataloader')
-    assert checked == [1 if launcher == 'none' else 8]
+SHARED = {'pytorch': 'WORLD_SIZE', 'slurm': 'SLURM_NTASKS', 'mpi': 'OMPI_COMM_WORLD_SIZE'}
+
+
+@pytest.mark.parametrize('launcher', ['none', *SHARED])
+def test_too_few_samples_per_process(launcher, classification, run, monkeypatch, accepted):
+    """The samples are split between the processes of the launcher, which says how many."""
+    for variable in SHARED.values():
+        monkeypatch.setenv(variable, '1')
+    monkeypatch.setenv(SHARED.get(launcher, 'WORLD_SIZE'), '4')
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    task = classification
+    outcome = run(
+        'train', task.config, '--work-dir', task.work_dir, '--launcher', launcher,
+        '--cfg-options', 'train_dataloader.drop_last=True',
+    )  # fmt: skip
+    if launcher == 'none':
+        assert accepted(outcome), outcome.errors
+    else:
+        expected = '2 samples per process do not fill a batch of 4'
+        outcome.assert_rejected(task.work_dir, expected)
 
 
 @pytest.fixture
@@ -314,11 +329,53 @@ def test_wrong_checkpoint(tool, classification, run, tmp_path):
     outcome.assert_rejected(task.work_dir, 'does not fit', 'other.pth', 'backbone.stem.unknown')
 
 
-def test_out_must_be_a_pickle(classification, run, tmp_path):
+@pytest.mark.parametrize(
+    ('out', 'expected'),
+    [
+        ('a.json', 'a.json must end in .pkl or .pickle'),
+        ('folder.pkl', 'folder.pkl is a folder, expected a file'),
+        ('file/new/out.pkl', 'file is not a folder'),
+        ('locked/new/out.pkl', 'no permission to write to'),
+    ],
+)
+def test_unusable_out(out, expected, classification, run, tmp_path, monkeypatch):
     init_default_scope('mmpretrain')
-    task = classification
-    cfg = Config.fromfile(task.config)
-    checkpoint = tmp_path / 'fits.pth'
-    torch.save(MODELS.build(cfg.model).state_dict(), checkpoint)
-    outcome = run('test', task.config, checkpoint, '--work-dir', task.work_dir, '--out', 'a.json')
-    outcome.assert_rejected(task.work_dir, '--out', 'a.json', '.pkl')
+    task, checkpoint = classification, tmp_path / 'fits.pth'
+    torch.save(MODELS.build(Config.fromfile(task.config).model).state_dict(), checkpoint)
+    for folder in ('folder.pkl', 'locked'):
+        (tmp_path / folder).mkdir()
+    (tmp_path / 'file').touch()
+    # root may write to any folder
+    monkeypatch.setattr(os, 'access', lambda path, mode: not str(path).endswith('locked'))
+    path = tmp_path / out
+    outcome = run('test', task.config, checkpoint, '--work-dir', task.work_dir, '--out', path)
+    outcome.assert_rejected(task.work_dir, '--out', str(path), expected)
+
+
+LAZY_DETECTOR = dict(
+    roi_head=dict(bbox_roi_extractor=dict(type=float32_roi_extractor)),
+    rpn_head=dict(type='dat_pp.Float32Head'),
+)
+
+
+@CPU_ONLY
+@pytest.mark.parametrize('wrapper', [OptimWrapper, AmpOptimWrapper, 'mmengine.OptimWrapper'])
+def test_amp_with_classes_in_the_config(wrapper):
+    """A lazy config holds classes where others hold their names; a name may have a scope."""
+    cfg = Config(dict(optim_wrapper=dict(type=wrapper), model=LAZY_DETECTOR, launcher='none'))
+    train.merge_args(cfg, train.parse_args(['config.py', '--amp']))
+    use_cpu_if_needed(cfg)
+    assert cfg.optim_wrapper == dict(type='CPUAmpOptimWrapper')
+
+
+def test_checks_with_classes_in_the_config(classification, tmp_path):
+    """Starting weights, samples per process and heads are checked there, too."""
+    cfg = Config.fromfile(classification.config)
+    init_default_scope('mmpretrain')
+    cfg.model.backbone.init_cfg = dict(type=PretrainedInit, checkpoint='none.pth')
+    with pytest.raises(UserError, match=r'init_cfg\.checkpoint: no such file: none\.pth'):
+        check_model(cfg)
+    cfg.train_dataloader.update(drop_last=True, batch_size=9)
+    cfg.train_dataloader.sampler.type = DefaultSampler
+    with pytest.raises(UserError, match='8 samples per process do not fill a batch of 9'):
+        datasets.check_dataloader(cfg, 'train_dataloader')

@@ -173,7 +173,7 @@ def limited_memory(device: torch.device) -> Iterator[None]:
 
 def _kilobytes(path: Path, key: str) -> int:
     """The number in a line like ``VmSize:  1234 kB`` of a file in /proc."""
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding='utf-8').splitlines():
         if line.startswith(f'{key}:'):
             return int(line.split()[1])
     raise ValueError(f'no {key} in {path}')

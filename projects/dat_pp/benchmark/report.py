@@ -31,7 +31,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 def write(path: Path, text: str) -> None:
     """Write a text file at once."""
     partial = path.with_suffix('.partial')
-    partial.write_text(text)
+    partial.write_text(text, encoding='utf-8')
     os.replace(partial, path)
 
 

@@ -77,7 +77,11 @@ def machine(device: torch.device) -> dict[str, Any]:
     name, memory = platform.processor() or platform.machine(), None
     cpuinfo = Path('/proc/cpuinfo')
     if cpuinfo.exists():
-        models = [line for line in cpuinfo.read_text().splitlines() if 'model name' in line]
+        models = [
+            line
+            for line in cpuinfo.read_text(encoding='utf-8').splitlines()
+            if 'model name' in line
+        ]
         name = models[0].partition(':')[2].strip() if models else name
     if hasattr(os, 'sysconf') and 'SC_PHYS_PAGES' in os.sysconf_names:
         memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')

@@ -49,7 +49,8 @@ def status(folder: str | None = None) -> str:
     module, hook = files(folder)
     state = 'installed' if module.is_file() and hook.is_file() else 'not installed'
     if state == 'installed' and (
-        module.read_text() != Path(imports.__file__).read_text() or hook.read_text() != HOOK
+        module.read_bytes() != Path(imports.__file__).read_bytes()
+        or hook.read_text(encoding='utf-8') != HOOK
     ):
         state = 'installed by another version of dat_pp: install it again'
     lines = [f'{hook}: {state}']

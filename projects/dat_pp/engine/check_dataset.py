@@ -283,7 +283,7 @@ def show(reports: Sequence[Report]) -> None:
 
 def write(reports: Sequence[Report], path: str) -> None:
     """Write all problems, one per line."""
-    with open(path, 'x') as file:
+    with open(path, 'x', encoding='utf-8') as file:
         for report in reports:
             for problem, places in report.problems.items():
                 file.writelines(f'{report.split}: {problem}: {place}\n' for place in places)

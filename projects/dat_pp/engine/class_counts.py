@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from .config import class_name
 from .errors import UserError
 
 
@@ -42,7 +43,7 @@ def stated_classes(model: dict, key: str) -> Iterator[tuple[str, int]]:
         heads = model.get(name)
         for index, head in enumerate(heads if isinstance(heads, list | tuple) else [heads]):
             # STDC's second head predicts edges.
-            if isinstance(head, dict) and head.get('type') != 'STDCHead':
+            if isinstance(head, dict) and class_name(head.get('type')) != 'STDCHead':
                 part = f'[{index}]' if isinstance(heads, list | tuple) else ''
                 if isinstance(head.get('num_classes'), int):
                     yield f'{key}.{name}{part}.num_classes', head['num_classes']

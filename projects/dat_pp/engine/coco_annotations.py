@@ -15,7 +15,7 @@ def coco_problems(
     Raises:
         ValueError: The file is not in COCO's format.
     """
-    with open(path) as file:
+    with open(path, 'rb') as file:
         content = json.load(file)
     for name in ('images', 'categories'):
         if not isinstance(content, dict) or not isinstance(content.get(name), list):

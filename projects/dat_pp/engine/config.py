@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import os.path as osp
 from collections.abc import Iterable
+from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
@@ -63,6 +64,14 @@ def read_config(args: argparse.Namespace) -> Config:
     with silence():
         init_default_scope(scope)
     return cfg
+
+
+def class_name(value: Any) -> str:
+    """Return the name, without scope, of the class that a ``type`` of a config stands for.
+
+    In lazy configs it is the class itself. Empty if there is none.
+    """
+    return value.rpartition('.')[2] if isinstance(value, str) else getattr(value, '__name__', '')
 
 
 def _require(config: str, libraries: Iterable[str]) -> None:

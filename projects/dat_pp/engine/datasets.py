@@ -9,8 +9,10 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from .class_counts import as_option, check_class_count
+from .config import class_name
 from .errors import UserError, user_errors
 from .noise import silence
+from .processes import world_size
 
 # Dataset type -> where to read how its data is prepared.
 READMES = {
@@ -50,16 +52,14 @@ def check_dataloader(cfg: Config, name: str) -> list[Any | None]:
         if dataset is not None:
             check_class_count(cfg.model, dataset, key)
         datasets.append(None if dataset is None or _downloads(dataset) else dataset)
-    launched = cfg.get('launcher', 'none') != 'none'
-    processes = int(os.environ.get('WORLD_SIZE', 1)) if launched else 1
-    _check_batch(cfg[name], datasets, name, processes)
+    _check_batch(cfg[name], datasets, name, world_size(cfg.get('launcher', 'none')))
     return datasets
 
 
 def _check_batch(loader: dict, datasets: list[Any | None], name: str, processes: int) -> None:
     """Refuse an epoch without iterations, which drop_last makes of a small dataset."""
     wrapped = 'dataset' in loader['dataset'] or 'datasets' in loader['dataset']
-    sampler = (loader.get('sampler') or {}).get('type')
+    sampler = class_name((loader.get('sampler') or {}).get('type'))
     if not loader.get('drop_last') or sampler != 'DefaultSampler' or wrapped:
         return
     (dataset,) = datasets
@@ -203,5 +203,5 @@ def _advice(cfg: dict, key: str, setting: str) -> str:
 def _see(cfg: dict) -> str:
     # A config with classes of its own is about other data in the same format.
     own = (cfg.get('metainfo') or {}).get('classes')
-    readme = None if own else READMES.get(str(cfg.get('type')).rpartition('.')[2])
+    readme = None if own else READMES.get(class_name(cfg.get('type')))
     return f', see {readme}' if readme else ''

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .noise import hide_noise
-
-LOCAL_RANKS = ('LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK')
+from .processes import is_first_process
 
 
 class UserError(Exception):
@@ -72,8 +71,3 @@ def user_errors(what: str, advice: str = '') -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(f'{what}: {message_of(error)}{advice}') from error
-
-
-def is_first_process() -> bool:
-    """Whether this is the first process of the run on this machine, under any launcher."""
-    return all(os.environ.get(name, '0') == '0' for name in LOCAL_RANKS)

@@ -15,16 +15,11 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from .config import LIBRARIES, config_parser, read_config
+from .config import LIBRARIES, class_name, config_parser, read_config
 from .datasets import leaf_datasets
 from .errors import user_errors
 from .noise import hide_log_lines, silence
-
-# Launcher -> where it says rank, number of processes and local rank.
-VARIABLES = {
-    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
-    'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
-}
+from .processes import VARIABLES
 
 
 def base_parser(description: str) -> argparse.ArgumentParser:
@@ -36,7 +31,7 @@ def base_parser(description: str) -> argparse.ArgumentParser:
         action='store_true',
         help='start without first checking model, checkpoints and datasets',
     )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--launcher', choices=['none', *VARIABLES], default='none')
     # Given by launchers that do not set the environment variable.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     return parser
@@ -45,7 +40,7 @@ def base_parser(description: str) -> argparse.ArgumentParser:
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config of a run and set its launcher, work directory and dataloader defaults."""
     # mmengine wraps the model for the GPU of LOCAL_RANK, but under MPI does not set it.
-    local_rank = VARIABLES[args.launcher][2] if args.launcher in VARIABLES else ''
+    *_, local_rank = VARIABLES.get(args.launcher, VARIABLES['pytorch'])
     os.environ.setdefault('LOCAL_RANK', os.environ.get(local_rank, str(args.local_rank)))
     cfg = read_config(args)
     cfg.launcher = args.launcher
@@ -119,7 +114,7 @@ def use_cpu_if_needed(cfg: Config) -> None:
     if get_device() != 'cpu':
         return
     optim_wrapper = cfg.get('optim_wrapper') or {}
-    if optim_wrapper.get('type') == 'AmpOptimWrapper':
+    if class_name(optim_wrapper.get('type')) == 'AmpOptimWrapper':
         in_float32 = _needs_float32(cfg.get('model') or {})
         optim_wrapper['type'] = 'OptimWrapper' if in_float32 else 'CPUAmpOptimWrapper'
         for key in ('loss_scale', 'dtype', 'use_fsdp'):
@@ -136,13 +131,15 @@ def _needs_float32(model: dict) -> bool:
         return False
     parts = [roi_head.get(f'{name}_roi_extractor') for name in ('bbox', 'mask')]
     parts.append(model.get('rpn_head'))
-    return any(part and not str(part.get('type')).startswith('Float32') for part in parts)
+    return any(
+        part and not class_name(part.get('type')).lower().startswith('float32') for part in parts
+    )
 
 
 def _init_gloo(launcher: str) -> None:
     """Start the process group; mmengine would choose a CUDA device first, even for gloo."""
     env = os.environ
-    if launcher in VARIABLES:
+    if launcher != 'pytorch':
         rank, size, local_rank = VARIABLES[launcher]
         with user_errors(f'--launcher {launcher}, without a GPU, needs the variable'):
             env.update(RANK=env[rank], WORLD_SIZE=env[size], LOCAL_RANK=env[local_rank])
@@ -172,7 +169,7 @@ def _wrap_on_cpu(cfg: Config) -> None:
 
     The other settings are mmengine's defaults.
     """
-    flexible = cfg.get('runner_type') == 'FlexibleRunner'
+    flexible = class_name(cfg.get('runner_type')) == 'FlexibleRunner'
     if flexible:
         cfg.strategy = cfg.get('strategy') or ConfigDict(type='DDPStrategy')
     place, key = (cfg.strategy, 'model_wrapper') if flexible else (cfg, 'model_wrapper_cfg')

@@ -232,9 +232,13 @@ def updated_files(root: Path) -> dict[Path, str]:
         configs = read_configs(folder)
         numbers = dict(zip(configs, measure_all(configs.values()), strict=True))
         metafile, readme = folder / 'metafile.yml', folder / 'README.md'
-        files[metafile] = update_metafile(metafile.read_text(), name, configs, numbers)
-        files[readme] = update_readme(readme.read_text(), files[metafile], name, configs)
+        files[metafile] = update_metafile(_read(metafile), name, configs, numbers)
+        files[readme] = update_readme(_read(readme), files[metafile], name, configs)
     return files
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding='utf-8')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -247,9 +251,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help='write nothing, list the files that are out of date and exit with 1 if there are any',
     )
     args = parser.parse_args(argv)
-    stale = {p: text for p, text in updated_files(ROOT).items() if p.read_text() != text}
+    stale = {path: text for path, text in updated_files(ROOT).items() if _read(path) != text}
     for path, text in stale.items():
         if not args.check:
-            path.write_text(text)
+            path.write_text(text, encoding='utf-8')
         print(f'{"stale" if args.check else "written"}: {path.relative_to(ROOT)}')
     return 1 if stale and args.check else 0

@@ -5,6 +5,7 @@ exists. Each check raises a UserError with the config key, the path or value, wh
 what to do. Datasets are checked by :mod:`.datasets`.
 """
 
+import os
 import os.path as osp
 from copy import deepcopy
 
@@ -13,6 +14,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..weights import compare, read_checkpoint
+from .config import class_name
 from .datasets import is_local
 from .errors import UserError, user_errors
 from .noise import silence
@@ -24,6 +26,21 @@ def check_file(path: str, key: str, advice: str = '') -> None:
     """Check that a file exists, unless it is a URL."""
     if is_local(path) and not osp.isfile(path):
         raise UserError(f'{key}: no such file: {path}{advice}')
+
+
+def check_writable(path: str, key: str) -> None:
+    """Check that a file can be written; missing folders will be created."""
+    if not is_local(path):
+        return
+    existing = osp.abspath(path)
+    if osp.isdir(existing):
+        raise UserError(f'{key}: {path} is a folder, expected a file')
+    while not osp.lexists(existing):
+        existing = osp.dirname(existing)
+    if existing != osp.abspath(path) and not osp.isdir(existing):
+        raise UserError(f'{key}: cannot write {path}: {existing} is not a folder')
+    if not os.access(existing, os.W_OK):
+        raise UserError(f'{key}: cannot write {path}: no permission to write to {existing}')
 
 
 def check_model(cfg: Config, pretrained: bool = True) -> nn.Module:
@@ -44,7 +61,7 @@ def check_model(cfg: Config, pretrained: bool = True) -> nn.Module:
     for name, module in model.named_modules() if pretrained else ():
         init_cfg = getattr(module, 'init_cfg', None) or []
         for item in init_cfg if isinstance(init_cfg, list) else [init_cfg]:
-            if item.get('type') == 'Pretrained':
+            if class_name(item.get('type')) in ('Pretrained', 'PretrainedInit'):
                 key = '.'.join(filter(None, ('model', name, 'init_cfg.checkpoint')))
                 scratch = f'or start from scratch with --cfg-options {key.rpartition(".")[0]}=None'
                 check_file(item['checkpoint'], key, f'; download it, {scratch}')

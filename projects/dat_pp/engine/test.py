@@ -21,7 +21,7 @@ from .launch import (
     load_config,
     set_dataloader_defaults,
 )
-from .preflight import check_checkpoint, check_evaluator, check_model
+from .preflight import check_checkpoint, check_evaluator, check_model, check_writable
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,6 +43,8 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
     """Write the testing arguments into the config."""
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out: {args.out} must end in .pkl or .pickle')
+    if args.out:
+        check_writable(args.out, '--out')
     missing = [
         f'test_{name}'
         for name in ('dataloader', 'cfg', 'evaluator')

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from .config import class_name
 from .datasets import check_dataloader
 from .errors import UserError
 from .file_errors import file_errors
@@ -60,7 +61,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
         optim_wrapper = cfg.get('optim_wrapper')
         if not optim_wrapper:
             raise UserError('--amp: the config has no optim_wrapper')
-        wrapper = optim_wrapper.get('type', 'OptimWrapper')
+        wrapper = class_name(optim_wrapper.get('type', 'OptimWrapper'))
         if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
             raise UserError(f"--amp: optim_wrapper.type is '{wrapper}', expected 'OptimWrapper'")
         optim_wrapper.type = 'AmpOptimWrapper'
