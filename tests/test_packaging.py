@@ -1,0 +1,169 @@
+"""What pip installs: metadata, and a wheel that is built from the source distribution."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+from fresh import python
+from packaging.requirements import Requirement
+
+import dat_pp
+
+ROOT = Path(__file__).parents[1]
+EXTRAS = {'docs', 'export', 'hub', 'mmlab', 'tests', 'timm'}
+IN_SOURCE_TREE = {'.mim', 'configs', '__pycache__'}  # written by an editable install, or by Python
+BUILD = 'import sys; from setuptools import build_meta; build_meta.{step}(sys.argv[1])'
+
+
+def build(step: str, source: Path, target: Path) -> None:
+    """Run a step of the build backend, as pip and build do."""
+    target.mkdir()
+    command = [sys.executable, '-c', BUILD.format(step=step), str(target)]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def copy_source(target: Path, *names: str) -> Path:
+    """Copy a part of the repository: building leaves files in the source tree."""
+    for name in names:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns(*IN_SOURCE_TREE, '*.egg-info')
+            shutil.copytree(ROOT / name, target / name, ignore=ignored)
+        else:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+    return target
+
+
+@pytest.fixture
+def metadata_source(tmp_path: Path) -> Path:
+    """All that the metadata is made of."""
+    names = ('setup.py', 'pyproject.toml', 'README.md', 'CITATION.cff', 'LICENSE', 'requirements')
+    return copy_source(tmp_path / 'source', *names, 'projects/dat_pp/__init__.py')
+
+
+def read_metadata(source: Path) -> Message:
+    target = source.parent / 'metadata'
+    build('prepare_metadata_for_build_wheel', source, target)
+    (file,) = target.glob('*.dist-info/METADATA')
+    return Parser().parsestr(file.read_text(encoding='utf-8'))
+
+
+def test_metadata(metadata_source):
+    metadata = read_metadata(metadata_source)
+    assert metadata['Version'] == dat_pp.__version__
+    assert metadata['License-Expression'] == 'Apache-2.0'
+    assert metadata['License-File'] == 'LICENSE'
+    assert metadata['Requires-Python'] == '>=3.10'
+    assert metadata['Description-Content-Type'] == 'text/markdown'
+    assert set(metadata.get_all('Provides-Extra')) == EXTRAS
+    requirements = [Requirement(line) for line in metadata.get_all('Requires-Dist')]
+    assert [str(r) for r in requirements if r.marker is None] == ['torch>=2.6']
+    for extra in EXTRAS:
+        assert any(r.marker and r.marker.evaluate(dict(extra=extra)) for r in requirements), extra
+
+
+def test_lowest_torch_is_the_documented_one():
+    page = (ROOT / 'docs' / 'install.md').read_text(encoding='utf-8')
+    project = (ROOT / 'pyproject.toml').read_text(encoding='utf-8')
+    (lowest,) = re.findall(r"'torch>=([\d.]+)'", project)
+    assert f'| PyTorch | {lowest} or later' in page
+
+
+def relative_links(description: str) -> list[str]:
+    return re.findall(r'\]\((?!\w+:)[^)]*\)', description)
+
+
+def test_description_has_no_dead_links(metadata_source):
+    """A package index has none of the repository's files."""
+    assert relative_links((ROOT / 'README.md').read_text(encoding='utf-8'))
+    description = read_metadata(metadata_source).get_payload()
+    assert relative_links(description) == []
+    assert '![' not in description
+    assert '](https://arxiv.org/abs/2309.01430)' in description
+
+
+def test_description_links_to_the_repository(metadata_source):
+    with (metadata_source / 'CITATION.cff').open('a', encoding='utf-8') as file:
+        file.write("repository-code: 'https://example.org/dat_pp'\n")
+    description = read_metadata(metadata_source).get_payload()
+    assert relative_links(description) == []
+    assert '[Installation](https://example.org/dat_pp/blob/HEAD/docs/install.md)' in description
+    figure = 'https://example.org/dat_pp/raw/HEAD/docs/figures/backbone.svg'
+    assert re.search(rf'!\[[^\]]+\]\({figure}\)', description)
+
+
+@pytest.fixture(scope='module')
+def wheel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unpacked wheel, built from the source distribution."""
+    folder = tmp_path_factory.mktemp('packaging')
+    names = ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'CITATION.cff', 'LICENSE')
+    folders = ('requirements', 'projects', 'configs', 'tools', 'tests')
+    copy_source(folder / 'source', *names, 'CHANGELOG.md', 'model-index.yml', *folders)
+    build('build_sdist', folder / 'source', folder / 'sdist')
+    (sdist,) = (folder / 'sdist').glob('*.tar.gz')
+    shutil.unpack_archive(sdist, folder / 'sdist')
+    (unpacked,) = (path for path in (folder / 'sdist').iterdir() if path.is_dir())
+    assert not (unpacked / 'tests').exists()
+    build('build_wheel', unpacked, folder / 'wheel')
+    (wheel,) = (folder / 'wheel').glob('*.whl')
+    zipfile.ZipFile(wheel).extractall(folder / 'installed')
+    return folder / 'installed'
+
+
+def files_below(folder: Path, ignored: set[str]) -> set[Path]:
+    files = (path.relative_to(folder) for path in folder.rglob('*') if path.is_file())
+    return {path for path in files if not ignored & set(path.parts)}
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package(wheel_folder):
+    """Every file of it, headers and C++ sources too."""
+    package = files_below(ROOT / 'projects' / 'dat_pp', IN_SOURCE_TREE)
+    assert files_below(wheel_folder / 'dat_pp', IN_SOURCE_TREE) == package
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['configs', 'tools'])
+def test_wheel_holds_copies(wheel_folder, name):
+    copies = wheel_folder / 'dat_pp' / '.mim' / name
+    assert not copies.is_symlink()
+    assert files_below(copies, set()) == files_below(ROOT / name, {'__pycache__'})
+
+
+@pytest.mark.slow
+def test_wheel_resolves_its_own_configs(wheel_folder, tmp_path):
+    """By name, through mmengine's hub, and in the lazy form, which has a file for every config."""
+    lazy = wheel_folder / 'dat_pp' / 'configs'
+    names = {path.relative_to(lazy).as_posix() for path in lazy.rglob('*.py')}
+    configs = [path.relative_to(ROOT / 'configs') for path in (ROOT / 'configs').glob('[!_]*/*.py')]
+    assert names == {path.as_posix().replace('-', '_') for path in configs}
+    (tmp_path / 'mine.py').write_text(
+        'from mmengine.config import read_base\n'
+        'with read_base():\n    from dat_pp.configs.digits.mask_rcnn import *\n'
+        'model.update(dict(backbone=dict(drop_path_rate=0.25)))\n'
+    )
+    code = (
+        'from mmengine.config import Config\n'
+        "cfg = Config.fromfile('mine.py')\n"
+        'print(cfg.default_scope, cfg.model.backbone.drop_path_rate, cfg.model.backbone.type)\n'
+        "cfg.dump('dumped.py')\n"
+        "print(Config.fromfile('dumped.py').model.backbone == cfg.model.backbone)\n"
+        'import dat_pp; from mmengine.hub import get_config\n'
+        "cfg = get_config('dat_pp::digits/classification.py')\n"
+        "print(dat_pp.__file__, cfg.filename, dat_pp.config('digits/classification'), sep='\\n')\n"
+    )
+    done = python(tmp_path, '-c', code, path=str(wheel_folder))
+    assert done.returncode == 0, done.stderr[-2000:]
+    *lazy_lines, package, hub, by_name = done.stdout.splitlines()
+    assert lazy_lines == ['mmdet 0.25 DAT', 'True']
+    assert Path(package).is_relative_to(wheel_folder)
+    assert Path(hub).is_relative_to(wheel_folder)
+    assert os.path.samefile(hub, by_name)
