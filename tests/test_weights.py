@@ -135,7 +135,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The messages that loading a checkpoint logs."""
     messages = []
-    monkeypatch.setattr('dat_pp.weights.print_log', lambda text, logger: messages.append(text))
+    monkeypatch.setattr('dat_pp.weights.loading.log', messages.append)
     return messages
 
 

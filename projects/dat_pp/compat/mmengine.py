@@ -33,9 +33,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import mmengine
-from mmengine.utils import digit_version, get_installed_path
-
 from .. import catalog
 from .imports import replacing, when_imported
 
@@ -65,6 +62,7 @@ def upstream(*names: str) -> list[str]:
         of it is unknown here: paths, whose modules are built in the config's ``default_scope``.
     """
     from mmengine.config.utils import MODULE2PACKAGE
+    from mmengine.utils import get_installed_path
 
     bases = []
     for name in names:
@@ -184,23 +182,27 @@ def _original(function: Callable, parameters: list[str]) -> Callable:
 
 def apply() -> None:
     """Make the changes, now or when the modules are imported. Repeating it changes nothing."""
-    first, last = map(digit_version, VERSIONS)
     for name, changes in CHANGES.items():
         for change in changes:
-            if not first <= digit_version(mmengine.__version__) < last:
-                SKIPPED[change.__name__] = f'mmengine {mmengine.__version__} is not known'
-            else:
-                when_imported(name, _guarded(change))
+            when_imported(name, _guarded(change))
 
 
 def _guarded(change: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
     @functools.wraps(change)
     def guarded(module: ModuleType) -> None:
+        import mmengine.version  # loaded with any module of mmengine
+        from mmengine.utils import digit_version
+
+        version = getattr(mmengine, '__version__', mmengine.version.__version__)
+        first, last = map(digit_version, VERSIONS)
         SKIPPED.pop(change.__name__, None)
+        if not first <= digit_version(version) < last:
+            SKIPPED[change.__name__] = f'mmengine {version} is not known'
+            return
         try:
             change(module)
         except (AttributeError, KeyError, _UnknownShapeError) as error:
-            SKIPPED[change.__name__] = f'mmengine {mmengine.__version__}: {error}'
+            SKIPPED[change.__name__] = f'mmengine {version}: {error}'
 
     return guarded
 

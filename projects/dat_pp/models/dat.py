@@ -6,24 +6,24 @@ Blocks are in :mod:`dat_pp.models.block`, token mixers (deformable attention and
 :mod:`dat_pp.models.mixers`, sizes in :mod:`dat_pp.models.arch`.
 """
 
+import copy
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.model import BaseModule
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..weights import load_pretrained
 from .arch import NUM_STAGES, Arch, resolve_arch
 from .block import FFN, ConvFFN, ConvNeXtBlock, Stage, TransformerBlock
+from .features import FeatureInfo
 from .layers import GELU2d, LayerNorm2d, PatchConv, named_sequential
 from .mixers import MIXERS, build_mixer
 
 
-@MODELS.register_module()
-class DAT(BaseModule):
-    """Deformable Attention Transformer: DAT and DAT++.
+class DAT(nn.Module):
+    """Deformable Attention Transformer: DAT and DAT++, a backbone.
 
     Takes images (B, in_channels, H, W) of any size and returns a tuple of feature maps
     (B, C_i, H_i, W_i), contiguous, one for each stage of ``out_indices`` in stage order, after its
@@ -47,15 +47,17 @@ class DAT(BaseModule):
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages (with
             their downsampling and output norms): no gradients, evaluation mode.
         with_cp: Save memory in training by recomputing every block in the backward pass.
-        init_cfg: mmengine's initialization. ``dict(type='Pretrained', checkpoint=...)`` also takes
-            checkpoints of a whole classifier, detector or segmentor and files with the published
-            names; see :func:`dat_pp.weights.load_pretrained`.
+        init_cfg: Initialization that ``init_weights`` makes, as in mmengine's modules.
+            ``dict(type='Pretrained', checkpoint=...)`` also takes checkpoints of a whole
+            classifier, detector or segmentor and files with the published names; see
+            :func:`dat_pp.weights.load_pretrained`.
+
+    Attributes:
+        feature_info: Channels and reduction of the stages, a :class:`FeatureInfo`.
 
     Raises:
         ValueError: An argument is out of range or does not fit; the message names the choices.
     """
-
-    init_cfg: Any
 
     def __init__(
         self,
@@ -69,10 +71,14 @@ class DAT(BaseModule):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__()
+        self.init_cfg: Any = copy.deepcopy(init_cfg)
+        self.is_init = False  # mmengine initializes a module once
         self.arch = resolve_arch(arch)
         self.out_indices = _check_out_indices(out_indices)
         self.num_stages = self.out_indices[-1] + 1
+        self.in_chans = in_channels  # timm's name
+        self.feature_info = FeatureInfo(self.arch.embed_dims[: self.num_stages], self.out_indices)
         if frozen_stages not in range(-1, NUM_STAGES + 1):
             raise ValueError(f'frozen_stages must be -1 to {NUM_STAGES}, got {frozen_stages!r}')
         self.frozen_stages = frozen_stages
@@ -112,27 +118,90 @@ class DAT(BaseModule):
     def forward_stages(self, x: Tensor) -> tuple[Tensor, ...]:
         """Outputs of the stages for embedded images."""
         outs = []
-        for i, stage in enumerate(self.stages):
-            if i > 0:
-                x = self.downsamples[i - 1](x)
-            x = stage(x)
+        for i in range(self.num_stages):
+            x = self.forward_stage(i, x)
             if i in self.out_indices:
                 # Some operators, such as mmcv's RoIAlign on CPUs, read any memory as NCHW.
                 outs.append(getattr(self, f'norm{i}')(x).contiguous())
         return tuple(outs)
 
+    def forward_stage(self, i: int, x: Tensor) -> Tensor:
+        """Stage i, after its downsampling: (B, C_(i-1), H, W) -> (B, C_i, H_i, W_i)."""
+        return self.stages[i](self.downsamples[i - 1](x) if i > 0 else x)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute every block in the backward pass, or stop doing so; ``with_cp`` in timm."""
+        for stage in self.stages:
+            stage.with_cp = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that the published recipe exempts from weight decay.
+
+        These are the position bias tables of deformable and window attention. Biases and norms,
+        which it exempts too, are left to the optimizer, as in timm.
+        """
+        tables = re.compile(r'\.(rpe_table|relative_position_bias_table)\b')
+        return {name for name, _ in self.named_parameters() if tables.search(name)}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that group the parameters by layer, for timm's optimizers.
+
+        The layers are those of :meth:`get_layer_depth`.
+
+        Args:
+            coarse: Whether a stage, in place of a block, is a layer.
+        """
+        first: tuple[int, ...] = () if coarse else (0,)
+        downsamples = [
+            (rf'^downsamples\.{i}\.', (i + 1, *first)) for i in range(len(self.downsamples))
+        ]
+        stages = r'^stages\.(\d+)' if coarse else r'^stages\.(\d+)\.(\d+)'
+        return dict(stem=r'^(?:stem|mask_token)', blocks=[*downsamples, (stages, None)])
+
     def init_weights(self) -> None:
-        """Initialize as mmengine does, but fill checkpoints in through ``load_pretrained``."""
+        """Initialize by ``init_cfg``, once, as mmengine's modules do.
+
+        Checkpoints are loaded through :func:`dat_pp.weights.load_pretrained`; other types of
+        initialization are mmengine's.
+
+        Raises:
+            ImportError: ``init_cfg`` has another type, and mmengine is not installed.
+        """
         if self.is_init:
             return
         cfgs = self.init_cfg or []
         cfgs = [cfgs] if isinstance(cfgs, dict) else cfgs
         pretrained = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']
-        self.init_cfg = [cfg for cfg in cfgs if cfg['type'] != 'Pretrained']
-        super().init_weights()
-        self.init_cfg = cfgs
+        others = [cfg for cfg in cfgs if cfg['type'] != 'Pretrained']
+        try:
+            from mmengine.model import BaseModule
+        except ModuleNotFoundError as error:
+            if others:
+                raise ImportError(
+                    f'init_cfg type {others[0]["type"]!r} needs mmengine: pip install '
+                    "'dat_pp[mmlab]'"
+                ) from error
+        else:
+            self.init_cfg = others
+            BaseModule.init_weights(self)
+            self.init_cfg = cfgs
         for cfg in pretrained:
             load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'))
+        self.is_init = True
+
+    # What mmengine's BaseModule.init_weights asks of a module beside ``init_cfg``.
+    @property
+    def _is_init(self) -> bool:
+        return self.is_init
+
+    @_is_init.setter
+    def _is_init(self, value: bool) -> None:
+        self.is_init = value
+
+    def _dump_init_info(self) -> None:
+        from mmengine.model import BaseModule
+
+        BaseModule._dump_init_info(self)
 
     def train(self, mode: bool = True) -> 'DAT':
         super().train(mode)

@@ -3,13 +3,11 @@
 from typing import Any
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .dat import DAT
 
 
-@MODELS.register_module()
 class SimMIMDAT(DAT):
     """``DAT`` whose patches can be masked: a learned token takes their place (arXiv 2111.09886).
 

@@ -1,0 +1,38 @@
+"""What timm's users ask about the feature maps of a backbone."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class FeatureInfo(list[dict[str, Any]]):
+    """Channels and reduction of the stages, with the methods of timm's ``FeatureInfo``.
+
+    A list with one dict per stage: ``num_chs``, ``reduction`` (the stride), ``module`` and
+    ``index``. The methods answer for the stages of ``out_indices`` only.
+
+    Args:
+        channels: Channels of each stage.
+        out_indices: Stages whose feature maps are returned.
+    """
+
+    def __init__(self, channels: Sequence[int], out_indices: Sequence[int]) -> None:
+        super().__init__(
+            dict(num_chs=num_chs, reduction=4 * 2**i, module=f'stages.{i}', index=i)
+            for i, num_chs in enumerate(channels)
+        )
+        self.out_indices = tuple(out_indices)
+
+    def channels(self) -> list[int]:
+        """Channels of each output."""
+        return self._get('num_chs')
+
+    def reduction(self) -> list[int]:
+        """Stride of each output in pixels of the image."""
+        return self._get('reduction')
+
+    def module_name(self) -> list[str]:
+        """Name of the module that computes each output, before its norm."""
+        return self._get('module')
+
+    def _get(self, key: str) -> list[Any]:
+        return [self[i][key] for i in self.out_indices]

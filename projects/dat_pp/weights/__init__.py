@@ -1,0 +1,22 @@
+"""Weights: read checkpoint files, rename published weights, compare weights with a model.
+
+Every part of the package that opens a checkpoint goes through :func:`read_checkpoint`, and every
+report of what does not fit is a :class:`Mismatch`.
+"""
+
+from .files import ENTRIES, Checkpoint, read_checkpoint
+from .loading import load_pretrained
+from .mismatch import Mismatch, compare, some
+from .published import convert_published, is_published
+
+__all__ = [
+    'ENTRIES',
+    'Checkpoint',
+    'Mismatch',
+    'compare',
+    'convert_published',
+    'is_published',
+    'load_pretrained',
+    'read_checkpoint',
+    'some',
+]
