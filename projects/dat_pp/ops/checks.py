@@ -35,5 +35,16 @@ def check_dtype(dtypes: Sequence[torch.dtype], **tensors: Tensor) -> None:
             raise ValueError(f'{name} must be {choices}, got {_name(x.dtype)}')
 
 
+def check_window(height: int, width: int, kernel: int, dilation: int) -> None:
+    """Raise a ValueError unless a kernel x kernel window of this dilation fits into the map."""
+    if dilation < 1:
+        raise ValueError(f'dilation must be at least 1, got {dilation}')
+    if min(height, width) < kernel * dilation:
+        window = f'{kernel} x {kernel} window'
+        if dilation > 1:
+            window += f' with dilation {dilation}, which takes {kernel * dilation} pixels per axis'
+        raise ValueError(f'a {height} x {width} map is smaller than the {window}')
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix('torch.')

@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..dense import attention
 from ..dispatch import Backend
-from .reference import window_starts
+from .dilation import by_residue_class
+from .reference import window_of
 
 TILE = 8
 """Largest side of a tile."""
@@ -41,7 +42,7 @@ def _tile_axis(length: int, kernel: int, device: torch.device) -> _Axis:
     first = torch.arange(count, device=device)[:, None] * tile
     queries = (first + torch.arange(tile, device=device)).clamp(max=length - 1)
     keys = (first - kernel // 2).clamp(0, length - reach) + torch.arange(reach, device=device)
-    window = window_starts(length, kernel, device)[queries][:, :, None]
+    window = window_of(length, kernel, 1, device)[0][queries, :1]
     inside = (keys[:, None] >= window) & (keys[:, None] < window + kernel)
     offset = (keys[:, None] - queries[:, :, None] + kernel - 1).clamp(0, 2 * kernel - 2)
     return _Axis(queries, keys, inside, offset)
@@ -102,4 +103,4 @@ def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout_p: float = 0.0) -
     return out[:, :, :height, :width]
 
 
-BACKEND = Backend('blocked', run)
+BACKEND = Backend('blocked', by_residue_class(run))

@@ -12,6 +12,7 @@ from .. import custom_op, flops, native
 from ..context import constant_when_compiled
 from ..dispatch import Backend
 from . import blocked
+from .dilation import by_residue_class
 
 BAND_ROWS = 16
 """Rows of queries whose gradients of keys, values and bias are summed together."""
@@ -113,7 +114,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout_p: float = 0.0) -
 
 
 def unsupported_reason(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout_p: float = 0.0
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout_p: float = 0.0, dilation: int = 1
 ) -> str | None:
     kernel = (bias.shape[-1] + 1) // 2
     if kernel > MAX_KERNEL:
@@ -126,4 +127,4 @@ def load() -> str | None:
     return KERNELS.load()
 
 
-BACKEND = Backend('native', run, unsupported_reason, load, device='cpu')
+BACKEND = Backend('native', by_residue_class(run), unsupported_reason, load, device='cpu')

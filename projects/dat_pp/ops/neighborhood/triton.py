@@ -1,7 +1,6 @@
 """Backend ``triton``: neighborhood attention in Triton kernels, imported on first use."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +9,7 @@ from .. import custom_op, flops, triton
 from ..context import constant_when_compiled
 from ..dispatch import Backend
 from . import blocked
+from .dilation import by_residue_class
 
 TILE = 8
 """Side of the tiles of a map."""
@@ -88,8 +88,10 @@ def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout_p: float = 0.0) -
     return _forward(q, k, v, bias.float())[0]
 
 
-def unsupported_reason(q: Tensor, *inputs: Any) -> str | None:
-    return triton.unsupported_reason(q, inputs[-1])
+def unsupported_reason(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout_p: float = 0.0, dilation: int = 1
+) -> str | None:
+    return triton.unsupported_reason(q, dropout_p)
 
 
 @constant_when_compiled
@@ -97,4 +99,4 @@ def load() -> str | None:
     return triton.load(f'{__package__}.triton_kernels')
 
 
-BACKEND = Backend('triton', run, unsupported_reason, load, device='cuda')
+BACKEND = Backend('triton', by_residue_class(run), unsupported_reason, load, device='cuda')
