@@ -14,7 +14,8 @@ from .compat import mmpretrain as _mmpretrain  # noqa: F401  registers our model
 from .compat import registry as _registry  # noqa: F401  registers our modules in mmengine
 from .compat import torch as _torch  # noqa: F401  registers our operators' FLOPs there
 from .compat.mmengine import upstream
-from .models import DAT
+from .factory import create_model
+from .models import DAT, DATClassifier
 from .ops import deformable_attention, neighborhood_attention
 from .weights import convert_published
 
@@ -28,9 +29,11 @@ __all__ = [
     'DAT',
     'BackboneLayerDecayConstructor',
     'CPUAmpOptimWrapper',
+    'DATClassifier',
     'LateCosineAnnealingLR',
     'config',
     'convert_published',
+    'create_model',
     'deformable_attention',
     'neighborhood_attention',
     'upstream',

@@ -36,3 +36,19 @@ class FeatureInfo(list[dict[str, Any]]):
 
     def _get(self, key: str) -> list[Any]:
         return [self[i][key] for i in self.out_indices]
+
+
+def take_indices(num_stages: int, indices: int | Sequence[int] | None) -> list[int]:
+    """Stages that ``indices`` means, sorted: None all, n the last n, else those of a sequence.
+
+    Raises:
+        ValueError: There is no such stage, or none is asked for.
+    """
+    if indices is None:
+        return list(range(num_stages))
+    if isinstance(indices, int):
+        indices = range(num_stages - indices, num_stages)
+    taken = sorted({i + num_stages if i < 0 else i for i in indices})
+    if not taken or not 0 <= taken[0] <= taken[-1] < num_stages:
+        raise ValueError(f'indices must be stages of 0 to {num_stages - 1}, got {indices!r}')
+    return taken

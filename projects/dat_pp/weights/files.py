@@ -55,10 +55,7 @@ def read_checkpoint(path: str | os.PathLike[str], entries: Sequence[str] = ENTRI
         ValueError: It cannot be read, or holds no weights.
     """
     path = os.fspath(path)
-    if '://' in path:
-        content = _read_url(path)
-    else:
-        content = _read_local(path)
+    content = _read_url(path) if '://' in path else _read_local(path)
     mapping = content if isinstance(content, Mapping) else {}
     entry = next((e for e in entries if mapping.get(e) and isinstance(mapping[e], Mapping)), None)
     weights = mapping if entry is None else mapping[entry]
@@ -122,7 +119,7 @@ def _read_safetensors(path: str) -> dict[str, Tensor]:
         return load_file(path)
     except Exception as error:  # SafetensorError, OSError
         raise ValueError(
-            f'cannot read {path}: it is damaged (an interrupted download?) or not a safetensors file'
+            f'cannot read {path}: it is damaged (an interrupted download?) or no safetensors file'
         ) from error
 
 
