@@ -1,6 +1,7 @@
 """Mixer "D": deformable multi-head attention (DAT, section 3.2)."""
 
 import math
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -60,7 +61,9 @@ class OffsetNetwork(nn.Module):
         hidden = hidden.unflatten(-1, (self.groups, -1))  # (B, Hk, Wk, g, C / g)
         hidden = self.act(self.norm(hidden))
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        with torch.autocast(q_map.device.type, enabled=False):
+        device = q_map.device.type
+        # The meta device has no autocast; shapes and FLOPs of a model are computed there.
+        with nullcontext() if device == 'meta' else torch.autocast(device, enabled=False):
             offset = F.linear(hidden.to(dtype), self.proj.weight.flatten(1).to(dtype))
         return offset.movedim(3, 1).contiguous()
 
