@@ -1,21 +1,28 @@
 #!/usr/bin/env bash
-# Makes the exact environment of this project in .venv, in the clone:
+# Create the tested environment in .venv, in the clone:
 #   requirements/install.sh
-# Needs Python 3.11 with its headers ($PYTHON, else the first python3.11, python3 or python that is
-# one), a C++ compiler and a package index. The first run compiles mmcv (pip keeps the result). When
-# nothing has changed, a run takes a second; an interrupted one is resumed.
+# Needs Python 3.10 to 3.13 with its headers, a C++ compiler, 7 GB of disk space and a package index.
+# docs/install.md lists the variables that it reads. The first run compiles mmcv; pip keeps the wheel.
+# When nothing has changed, a run takes a second; an interrupted one is resumed.
 set -euo pipefail
 set -m # each step is its own process group, so that stopping this script stops all of it
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=$PWD/.venv
 logs=$venv/logs
 py=$venv/bin/python
+installer=${INSTALLER:-pip}
+cuda=0 # 1: compile mmcv's operators for CUDA too
 steps=7
 step=0
+timings=''
 
 die() {
     echo "install: $*" >&2
     exit 1
+}
+
+clock() {
+    printf '%d:%02d' $(($1 / 60)) $(($1 % 60))
 }
 
 fingerprint() {
@@ -23,46 +30,91 @@ fingerprint() {
     { cat requirements/* setup.py pyproject.toml && "$py" -V && pwd; } 2>/dev/null | cksum
 }
 
+is_supported() {
+    "$1" -c "import sys${2:+, $2}; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))" 2>/dev/null
+}
+
+# python3.11, say
+version() {
+    "$1" -c 'import sys; print("python%d.%d" % sys.version_info[:2])' 2>/dev/null
+}
+
 find_python() {
-    local candidate found=''
-    for candidate in ${PYTHON:-python3.11 python3 python}; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
-            found=$candidate
-            break
-        fi
-    done
-    [ "$found" ] || die "Python 3.11 not found (looked for: ${PYTHON:-python3.11 python3 python});" \
-        "install it or set PYTHON=/path/to/python3.11"
+    local candidate name found='' names='python3.11 python3.12 python3.13 python3.10 python3 python'
+    if [ "${PYTHON:-}" ]; then
+        is_supported "$PYTHON" || die "PYTHON=$PYTHON is not Python 3.10 to 3.13"
+        found=$PYTHON
+    elif is_supported "$py" pip; then
+        found=$py
+    else
+        for candidate in $names; do
+            ! is_supported "$candidate" || { found=$candidate && break; }
+        done
+        [ "$found" ] || die "Python 3.10 to 3.13 not found (looked for: $names);" \
+            "install one or set PYTHON=/path/to/python3.11"
+    fi
+    name=$(version "$found")
     "$found" -c 'import ensurepip, venv' 2>/dev/null ||
-        die "$found cannot make virtual environments; install its venv module (python3.11-venv)"
+        die "$found cannot create virtual environments; install its venv module ($name-venv)"
     "$found" -c 'import os, sysconfig as s
 assert os.path.exists(os.path.join(s.get_path("include"), "Python.h"))' 2>/dev/null ||
-        die "$found has no Python.h; install its headers (python3.11-dev)"
+        die "$found has no Python.h; install its headers ($name-dev)"
     echo "$found"
+}
+
+check_disk_space() {
+    local free needed=7
+    ! compgen -G "$venv/lib/python3*/site-packages/torch" >/dev/null || needed=2
+    free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1024 / 1024) }')
+    [ "$free" -ge "$needed" ] || die "$free GB free in $PWD, $needed GB needed; free some space"
+}
+
+# Why mmcv's operators cannot be compiled for CUDA; empty if they can.
+missing_for_cuda() {
+    local nvcc=nvcc release torch_cuda
+    torch_cuda=$("$py" -c 'import torch; print(torch.version.cuda or "")')
+    if [ -z "$torch_cuda" ]; then
+        echo 'the installed torch is a CPU build; install a CUDA build'
+        return
+    fi
+    if [ "${CUDA_HOME:-}" ]; then
+        nvcc=$CUDA_HOME/bin/nvcc
+    elif ! command -v nvcc >/dev/null; then
+        nvcc=/usr/local/cuda/bin/nvcc
+    fi
+    release=$("$nvcc" --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p' || true)
+    if [ "${release%%.*}" != "${torch_cuda%%.*}" ]; then
+        echo "nvcc of CUDA $torch_cuda not found${release:+ (found: $release)};" \
+            "install the CUDA toolkit $torch_cuda or set CUDA_HOME to it"
+    fi
 }
 
 # The state of a running step: the compiler's counter if it has one, else the last line of its log.
 progress() {
     local line
     line=$(tail -n 200 "$1" | grep -oE '^ *\[[0-9]+/[0-9]+\]' | tail -n 1 || true)
-    [ "$line" ] || line=$(grep -v 'WARNING:' "$1" | tail -n 1 || true)
+    [ "$line" ] || line=$(grep -vE 'WARNING:|^W[0-9]{4} ' "$1" | tail -n 1 || true)
     echo "$line" | sed 's/^ *//' | cut -c 1-70
 }
 
-# What went wrong, in one line: the first error a log names, else its last line.
+# What went wrong and what to do, in one line: the first error in a log, else its last line.
 cause() {
-    local line
+    local line advice=''
     line=$(grep -E '([Ee]rror|ERROR):' "$1" | grep -v 'subprocess-exited-with-error' | head -n 1 || true)
     [ "$line" ] || line=$(tail -n 1 "$1")
-    if grep -q 'WARNING: Retrying' "$1"; then
-        line="no connection to the package index; $line"
+    if grep -q 'No space left on device' "$1"; then
+        advice='disk full, free some space or set TMPDIR to a larger disk; '
+    elif grep -q 'Killed signal' "$1"; then
+        advice='out of memory, set MAX_JOBS=1; '
+    elif grep -qE 'WARNING: Retrying|Failed to fetch|Request failed after' "$1"; then
+        advice='no connection to the package index; '
     fi
-    echo "$line" | sed 's/^ *//' | cut -c 1-300
+    echo "$advice$line" | sed 's/^ *//' | cut -c 1-300
 }
 
 # run NAME COMMAND...: one step, its output in a log, a line about it every 15 seconds.
 run() {
-    local name=$1 log status=0 start=$SECONDS shown=$SECONDS
+    local name=$1 log status=0 start=$SECONDS shown=$SECONDS pause=0.05
     shift
     step=$((step + 1))
     log=$logs/$step-$name.log
@@ -70,29 +122,41 @@ run() {
     "$@" >"$log" 2>&1 </dev/null &
     child=$!
     while kill -0 "$child" 2>/dev/null; do
-        sleep 0.2
+        sleep "$pause"
+        ((SECONDS == start)) || pause=0.5
         if ((SECONDS - shown >= 15)); then
             shown=$SECONDS
-            printf '      %d:%02d  %s\n' $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60)) \
-                "$(progress "$log")"
+            echo "      $(clock $((SECONDS - start)))  $(progress "$log")"
         fi
     done
     wait "$child" || status=$?
     child=''
     [ "$status" = 0 ] || die "step '$name' failed: $(cause "$log") (all of it: ${log#"$PWD"/})"
+    timings="$timings${timings:+, }$name $(clock $((SECONDS - start)))"
 }
 
 pip() {
     "$py" -m pip --disable-pip-version-check --no-input "$@"
 }
 
-# All of it with the locked versions, and compiled against what is installed here.
+# With the locked versions, and source packages compiled against what is installed here.
 pip_install() {
     pip install --no-build-isolation --progress-bar off -c requirements/lock.txt "$@"
 }
 
+# The same with uv, if asked for. uv leaves bytecode to the first import unless told to compile it.
+install() {
+    if [ "$installer" = uv ]; then
+        uv pip install --python "$py" --no-build-isolation --no-progress --compile-bytecode \
+            -c requirements/lock.txt "$@"
+    else
+        pip_install "$@"
+    fi
+}
+
 operators_work() {
-    "$py" -c 'import mmcv.ops'
+    "$py" -c "from mmcv.ops import get_compiling_cuda_version as cuda
+assert not $cuda or cuda() != 'not available', 'mmcv is compiled without CUDA'"
 }
 
 # Most of the time to compile mmcv goes into parsing PyTorch's headers, once per file. GCC reads them
@@ -112,19 +176,19 @@ print(*(f"-I{path}" for path in [*cpp.include_paths(), sysconfig.get_path("inclu
     CFLAGS="$flags -include $1/torch_types.h"
 }
 
+# Always with pip: it shows the compiler's output as it comes, and takes a wheel from its cache or from
+# PIP_FIND_LINKS. Neither says which torch a wheel was compiled for, so a wheel that does not fit is
+# compiled anew.
 install_mmcv() {
     local headers=$venv/headers
-    # On a machine with a GPU but no CUDA compiler, operators for the CPU are better than none.
-    if ! command -v nvcc && [ -z "${CUDA_HOME:-}" ]; then
-        export CUDA_VISIBLE_DEVICES=''
-    fi
-    export MAX_JOBS=${MAX_JOBS:-$(nproc)}
+    export FORCE_CUDA=$cuda
+    [ "$cuda" = 1 ] || export CUDA_VISIBLE_DEVICES='' # mmcv compiles for CUDA where it sees a GPU
+    export MAX_JOBS=${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)}
     mkdir -p "$headers"
     precompile_headers "$headers"
     pip_install -v -r requirements/mmcv.txt
-    # pip keeps compiled packages, and does not know which torch they were compiled for.
     if ! operators_work; then
-        pip_install -v --no-cache-dir --force-reinstall --no-deps onedl-mmcv
+        pip_install -v --no-cache-dir --force-reinstall --no-deps --no-binary onedl-mmcv onedl-mmcv
         operators_work
     fi
     rm -r "$headers"
@@ -139,25 +203,44 @@ child=''
 trap '[ -z "$child" ] || kill -- "-$child" 2>/dev/null || true' EXIT
 trap 'exit 130' INT TERM
 
-if [ -f "$venv/.complete" ] && [ "$(cat "$venv/.complete")" = "$(fingerprint)" ]; then
+if [ "${FORCE_CUDA:-0}" != 1 ] && [ -f "$venv/.complete" ] &&
+    [ "$(cat "$venv/.complete")" = "$(fingerprint)" ] &&
+    { [ -z "${PYTHON:-}" ] || [ "$(version "$PYTHON")" = "$(version "$py")" ]; }; then
     echo 'environment: .venv is up to date'
     exit 0
 fi
 
+case $installer in
+pip) ;;
+uv) command -v uv >/dev/null || die 'INSTALLER=uv, but uv is not found; install it (pip install uv)' ;;
+*) die "INSTALLER=$installer; expected pip or uv" ;;
+esac
 python=$(find_python)
 command -v "${CXX:-c++}" >/dev/null || die "no C++ compiler (${CXX:-c++}); install one (g++)"
+check_disk_space
 rm -f "$venv/.complete"
 echo 'environment: making .venv; logs in .venv/logs'
-if ! "$py" -c 'import pip, sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+if ! "$py" -c 'import pip' 2>/dev/null || [ "$(version "$py")" != "$(version "$python")" ]; then
     "$python" -m venv --clear "$venv" || die "$python -m venv failed"
 fi
 mkdir -p "$logs"
-run build-tools pip_install -r requirements/build.txt
-run torch pip_install -r requirements/torch.txt
+run build-tools install -r requirements/build.txt
+run torch install -r requirements/torch.txt
+without_cuda=''
+if [ "${FORCE_CUDA:-0}" = 1 ] || nvidia-smi -L >/dev/null 2>&1; then
+    without_cuda=$(missing_for_cuda)
+    [ "$without_cuda" ] || cuda=1
+    [ "$cuda" = 1 ] || [ "${FORCE_CUDA:-0}" != 1 ] || die "FORCE_CUDA=1: $without_cuda"
+fi
 run mmcv install_mmcv
-run mmlab pip_install -r requirements/mmlab.txt
-run tests pip_install -r requirements/tests.txt -r requirements/docs.txt
-run dat_pp pip_install --no-deps -e .
+run mmlab install -r requirements/mmlab.txt
+run tests install -r requirements/tests.txt -r requirements/docs.txt -r requirements/hub.txt \
+    -r requirements/timm.txt
+run dat_pp install --no-deps -e .
 run verify verify
 fingerprint >"$venv/.complete"
-echo "environment: .venv is ready ($((SECONDS / 60)) min $((SECONDS % 60)) s)"
+if [ "$without_cuda" ] && ! cuda=1 operators_work 2>/dev/null; then
+    echo "note: mmcv has no CUDA operators, without which detectors cannot run on this GPU (RoIAlign," \
+        "NMS): $without_cuda, then run FORCE_CUDA=1 requirements/install.sh"
+fi
+echo "environment: .venv is ready in $(clock "$SECONDS") ($timings)"
