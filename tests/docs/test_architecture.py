@@ -12,7 +12,7 @@ MMLAB = {'mmcv', 'mmdet', 'mmpretrain', 'mmseg'}
 # What modules may import when they are imported: parts of this package, other packages.
 LAYERS = {
     'ops': ({'ops'}, {'torch'}),
-    'models': ({'models', 'ops', 'weights'}, {'torch', 'mmengine'}),
+    'models': ({'models', 'ops', 'hub', 'weights'}, {'torch'}),
     'engine': ({'engine', 'models', 'ops', 'weights', 'catalog', 'compat'}, None),
     'benchmark': ({'benchmark', 'engine', 'models', 'ops'}, None),
 }

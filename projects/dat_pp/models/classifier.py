@@ -1,7 +1,7 @@
 """The classifier of the published models, with the methods that timm's users expect."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,8 @@ class DATClassifier(DAT):
     Raises:
         ValueError: An argument is out of range or does not fit; the message names the choices.
     """
+
+    hub_arguments: ClassVar = dict(in_channels='in_chans', num_classes='num_classes')
 
     def __init__(
         self,

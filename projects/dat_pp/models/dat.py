@@ -9,11 +9,12 @@ Blocks are in :mod:`dat_pp.models.block`, token mixers (deformable attention and
 import copy
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..hub import HubModule
 from ..weights import load_pretrained
 from .arch import NUM_STAGES, Arch, resolve_arch
 from .block import FFN, ConvFFN, ConvNeXtBlock, Stage, TransformerBlock
@@ -22,7 +23,7 @@ from .layers import GELU2d, LayerNorm2d, PatchConv, named_sequential
 from .mixers import MIXERS, build_mixer
 
 
-class DAT(nn.Module):
+class DAT(HubModule):
     """Deformable Attention Transformer: DAT and DAT++, a backbone.
 
     Takes images (B, in_channels, H, W) of any size and returns a tuple of feature maps
@@ -58,6 +59,8 @@ class DAT(nn.Module):
     Raises:
         ValueError: An argument is out of range or does not fit; the message names the choices.
     """
+
+    hub_arguments: ClassVar = dict(in_channels='in_chans', out_indices='out_indices')
 
     def __init__(
         self,
@@ -132,7 +135,7 @@ class DAT(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute every block in the backward pass, or stop doing so; ``with_cp`` in timm."""
         for stage in self.stages:
-            stage.with_cp = enable
+            stage.with_cp = enable  # type: ignore[assignment]
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that the published recipe exempts from weight decay.
