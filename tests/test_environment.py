@@ -292,9 +292,7 @@ def test_disk_space(started, environment):
 )
 def test_failed_step(log, expected, environment):
     line = refusal(environment.install(FAILS='torch.txt', LOG=log))
-    assert line == (f"install: step 'torch' failed: {line.partition('failed: ')[2]}"), (
-        'names the step first'
-    )
+    assert line.startswith("install: step 'torch' failed: ")
     assert expected in line
     assert line.endswith('(all of it: .venv/logs/2-torch.log)')
     assert not (environment.folder / '.venv' / '.complete').exists()
