@@ -48,6 +48,14 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
+    if name not in _LAZY:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    try:
         return getattr(import_module(f'.engine.{_LAZY[name]}', __name__), name)
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    except ModuleNotFoundError as error:
+        message = f"dat_pp.{name} needs mmengine: pip install 'dat_pp[mmlab]'"
+        raise ImportError(message) from error
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
