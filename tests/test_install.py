@@ -1,9 +1,5 @@
-"""The editable install finds configs and tools; the script that makes the environment."""
+"""The editable install finds configs and tools, by name and as bases of a config."""
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
