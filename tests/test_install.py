@@ -9,7 +9,6 @@ from mmengine.registry import MODELS, init_default_scope
 
 import dat_pp
 
-ROOT = Path(__file__).parents[1]
 DIGITS = ('classification', 'mask-rcnn', 'upernet')
 
 
