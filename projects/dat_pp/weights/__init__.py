@@ -5,7 +5,7 @@ report of what does not fit is a :class:`Mismatch`.
 """
 
 from .files import ENTRIES, Checkpoint, read_checkpoint
-from .loading import load_pretrained
+from .loading import fit, load_pretrained, split_weights
 from .mismatch import Mismatch, compare, some
 from .published import convert_published, is_published
 
@@ -15,8 +15,10 @@ __all__ = [
     'Mismatch',
     'compare',
     'convert_published',
+    'fit',
     'is_published',
     'load_pretrained',
     'read_checkpoint',
     'some',
+    'split_weights',
 ]

@@ -41,30 +41,12 @@ def load_pretrained(model: nn.Module, checkpoint: str, prefix: str | None = None
     weights = read_checkpoint(checkpoint).weights
     if is_published(weights):
         weights = convert_published(weights)
-    if prefix is None:
-        prefix = 'backbone.' if any(name.startswith('backbone.') for name in weights) else ''
-    elif prefix and not prefix.endswith('.'):
-        prefix += '.'
-    head = {name: value for name, value in weights.items() if name.startswith(HEAD)}
-    backbone = {
-        name.removeprefix(prefix): value
-        for name, value in weights.items()
-        if name.startswith(prefix) and name not in head
-    }
-
+    backbone, head, prefix = split_weights(weights, prefix)
     own = model.state_dict()
     classifier = f'{HEAD}weight' in own
     if classifier:
         _check_head(head, own[f'{HEAD}weight'].shape[0], checkpoint)
-    fitted, fresh = _fit(model, backbone)
-    mismatch = _differences(model, fitted, fresh)
-    if mismatch:
-        arch: Any = model.arch
-        variant = _variant(backbone)
-        raise ValueError(
-            f'checkpoint {checkpoint} does not fit a DAT with embed_dims {arch.embed_dims} and '
-            f'mixers {arch.mixers}: {f"it holds a {variant}; " if variant else ""}{mismatch}'
-        )
+    fitted, fresh = fit(model, backbone, f'checkpoint {checkpoint}')
     model.load_state_dict(fitted | head if classifier else fitted, strict=False)
 
     used = {prefix + name for name in fitted} | (head.keys() if classifier else set())
@@ -78,6 +60,56 @@ def load_pretrained(model: nn.Module, checkpoint: str, prefix: str | None = None
     if ignored := weights.keys() - used:
         lines.append(f'not used from the checkpoint: {some(sorted(ignored), most=8)}')
     log('\n  '.join(lines))
+
+
+def split_weights(
+    weights: Mapping[str, Tensor], prefix: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], str]:
+    """Weights of the backbone, without its prefix, those of the classifier's head, and the prefix.
+
+    Args:
+        weights: Weights under our names, of a model for any task.
+        prefix: See :func:`load_pretrained`.
+    """
+    if prefix is None:
+        prefix = 'backbone.' if any(name.startswith('backbone.') for name in weights) else ''
+    elif prefix and not prefix.endswith('.'):
+        prefix += '.'
+    head = {name: value for name, value in weights.items() if name.startswith(HEAD)}
+    backbone = {
+        name.removeprefix(prefix): value
+        for name, value in weights.items()
+        if name.startswith(prefix) and name not in head
+    }
+    return backbone, head, prefix
+
+
+def fit(
+    model: nn.Module, weights: Mapping[str, Tensor], source: str
+) -> tuple[dict[str, Tensor], set[str]]:
+    """Select and resize weights of a backbone for a model.
+
+    Args:
+        model: A ``DAT`` or one of its subclasses.
+        weights: Weights of a backbone, see :func:`split_weights`.
+        source: What an error message calls them.
+
+    Returns:
+        Weights for ``model.load_state_dict``, and the names that are left as they are.
+
+    Raises:
+        ValueError: They are weights of another variant.
+    """
+    fitted, fresh = _fit(model, weights)
+    mismatch = _differences(model, fitted, fresh)
+    if mismatch:
+        arch: Any = model.arch
+        variant = _variant(weights)
+        raise ValueError(
+            f'{source} does not fit a DAT with embed_dims {arch.embed_dims} and mixers '
+            f'{arch.mixers}: {f"it holds a {variant}; " if variant else ""}{mismatch}'
+        )
+    return fitted, fresh
 
 
 def _check_head(head: Mapping[str, Tensor], num_classes: int, checkpoint: str) -> None:
