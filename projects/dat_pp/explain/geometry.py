@@ -64,7 +64,7 @@ class ImageGeometry:
             factors = (factors, factors)
         scale = float(factors[1]), float(factors[0])
         resized = [length * factor for length, factor in zip(size, scale)]
-        top, left = (max(0.0, (a - b) / 2) for a, b in zip(resized, shape))
+        top, left = (_crop_start(a, b) for a, b in zip(resized, shape))
         # The pipeline's own padding, if any, is at the bottom right too.
         shape = [b if b - a < ROUNDING else round(a) for a, b in zip(resized, shape)]
         direction = metainfo.get('flip_direction') if metainfo.get('flip') else None
@@ -72,7 +72,7 @@ class ImageGeometry:
             size=(int(size[0]), int(size[1])),
             shape=(int(shape[0]), int(shape[1])),
             scale=scale,
-            offset=(top * (top > ROUNDING / 2), left * (left > ROUNDING / 2)),
+            offset=(top, left),
             flipped=FLIPS[direction],
         )
 
@@ -132,10 +132,13 @@ class MapGeometry:
         (top, left, bottom, right), (y, x) = geometry.seen, pixel
         if not (top <= y <= bottom and left <= x <= right):
             height, width = geometry.size
-            # Whole pixels whose centers lie inside.
-            seen = f'rows {int(top + 1)} to {int(bottom)}, columns {int(left + 1)} to {int(right)}'
-            cropped = '' if (height, width) == (bottom - top, right - left) else f', seen: {seen}'
-            raise ValueError(f'({y:g}, {x:g}) is outside of the {height} x {width} image{cropped}')
+            message = f'({y:g}, {x:g}) is outside of the {height} x {width} image'
+            if (bottom - top, right - left) != (height, width):
+                message += (
+                    f', of which the model saw rows {round(top + 0.5)} to {round(bottom - 0.5)}, '
+                    f'columns {round(left + 0.5)} to {round(right - 0.5)}'
+                )
+            raise ValueError(message)
         point = geometry.to_input(torch.tensor([y, x], dtype=torch.float64))
         cell = ((point - self.offset) / self.stride).round().long().tolist()
         row, column = (min(max(i, 0), length - 1) for i, length in zip(cell, self.size))
@@ -164,6 +167,15 @@ def stage_offsets(convs: Iterable[Iterable[nn.Conv2d]]) -> list[tuple[int, float
             stride *= conv.stride[0]
         stages.append((stride, offset))
     return stages
+
+
+def _crop_start(length: float, crop: int) -> float:
+    """Start of a center crop on an axis of ``length`` pixels after all resizing."""
+    if length - crop < ROUNDING:
+        return 0.0
+    # A crop comes first, then a resize, where the whole axis would not have whole pixels.
+    whole = abs(length - round(length)) < 1e-3
+    return float(round((round(length) - crop) / 2)) if whole else (length - crop) / 2
 
 
 def _like(points: Tensor, flags: tuple[bool, bool]) -> Tensor:
