@@ -29,7 +29,7 @@ class SavedModel:
         """Preprocessing and classes, in the form of ``default_cfg``."""
         cfg = {
             key: tuple(value) if isinstance(value, list) else value
-            for key, value in self.config['pretrained_cfg'].items()
+            for key, value in self.config.get('pretrained_cfg', {}).items()
         }
         classes = {key: self.config[key] for key in ('label_names',) if key in self.config}
         return cfg | classes
@@ -58,11 +58,12 @@ def fetch(
         config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
     except ValueError as error:
         raise ValueError(f'{folder / CONFIG} is damaged: {error}') from error
-    if not isinstance(config, dict) or 'dat_pp' not in config:
+    own = config.get('dat_pp') if isinstance(config, dict) else None
+    if not isinstance(own, dict) or not {'arch', 'arguments', 'dtype', 'sha256'} <= own.keys():
         raise ValueError(
-            f"{folder / CONFIG} has no entry 'dat_pp': save_pretrained did not write it"
+            f"{folder / CONFIG} has no complete entry 'dat_pp', as save_pretrained writes"
         )
-    stated, found = config['dat_pp']['sha256'], sha256(folder / WEIGHTS)
+    stated, found = own['sha256'], sha256(folder / WEIGHTS)
     if found != stated:
         raise ValueError(
             f'{folder / WEIGHTS} is damaged or of another model: its SHA-256 is {found}, '

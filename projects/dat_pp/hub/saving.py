@@ -18,7 +18,7 @@ from .fetch import CARD, CONFIG, FILES, INSTALL, WEIGHTS, sha256
 from .module import HubModule
 
 # Of pretrained_cfg; its other entries are about the weights that it came with.
-PREPROCESSING = default_cfg().keys() - {'num_classes'}
+PREPROCESSING = default_cfg().keys()
 
 
 def save(
@@ -55,7 +55,7 @@ def save(
         card = model_card(
             config,
             sum(parameter.numel() for parameter in model.parameters()),
-            published=_published(model),
+            published=published_result(model),
             metrics=metrics or {},
             license=license,
             source=source,
@@ -89,6 +89,7 @@ def _config(model: Any, label_names: Sequence[str] | None, license: str | None) 
     elif len(label_names) != num_classes:
         raise ValueError(f'{len(label_names)} label_names for {num_classes} classes')
     pretrained_cfg = {key: cfg[key] for key in cfg if key in PREPROCESSING}
+    pretrained_cfg['num_classes'] = num_classes
     if license:
         pretrained_cfg['license'] = license
     arch = dataclasses.asdict(model.arch)
@@ -121,7 +122,7 @@ def _closest_variant(arch: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return name.replace('++', '_pp').replace('-', '_'), models[name]
 
 
-def _published(model: Any) -> tuple[str, float] | None:
+def published_result(model: Any) -> tuple[str, float] | None:
     """Name and top-1 accuracy of the published classifier with this architecture and input."""
     size = getattr(model, 'pretrained_cfg', {}).get('input_size')
     for name, row in PUBLISHED.items():
