@@ -102,11 +102,10 @@ def test_padding_of_the_data_preprocessor(scope, preprocessor, size):
         assert (found - torch.tensor(center)).abs().max() < 0.35
     for block in traced.deformable:
         cells = (block.positions.double() + 1) / 2 * (torch.tensor(block.size) - 1)
-        pixels = (cells * (4 * 2**block.stage) + 0.5) / 1.5 - 0.5
-        # Both images are 1.5 times as large in the input.
-        scale = torch.tensor([g.scale for g in traced.images])[:, None, None]
-        assert (scale - 1.5).abs().max() < 0.1
-        torch.testing.assert_close(block.positions_in_pixels, (pixels + 0.5) * 1.5 / scale - 0.5)
+        factors = [sample.scale_factor[::-1] for sample in data['data_samples']]
+        scale = torch.tensor(factors, dtype=torch.float64)[:, None, None]
+        expected = (cells * (4 * 2**block.stage) + 0.5) / scale - 0.5
+        torch.testing.assert_close(block.positions_in_pixels, expected)
 
 
 def test_queries_of_the_padding():
