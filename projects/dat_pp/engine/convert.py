@@ -1,6 +1,6 @@
 """Convert a published DAT or DAT++ checkpoint to a file that a config of this package loads.
 
-    python tools/model_converters/published_to_mmlab.py SRC DST [--config CONFIG]
+    python tools/model_converters/published_to_mmlab.py SRC DST [--config CONFIG] [--to hub]
 
 SRC is a classification file (weights under ``model``), or a detection or segmentation file of
 mmdet 2.x or mmseg 0.x (under ``state_dict``). Weights of heads are kept. The config is found among
@@ -8,11 +8,13 @@ those of the package: its model has exactly the names and shapes of the file. A 
 for example with another number of classes, needs its own config: ``--config``. Where several
 configs fit, DST is the same for all of them, and all are printed.
 
+With --to hub, SRC is a classifier and DST a folder in the hub format, which needs neither a config
+nor MMLab: dat_pp.DATClassifier.from_pretrained and timm load it.
+
 Reading SRC runs no code: classes and functions that it names are never called.
 """
 
 import argparse
-import hashlib
 import os
 import os.path as osp
 import shlex
@@ -29,6 +31,9 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..catalog import root
+from ..factory import PUBLISHED, create_model
+from ..hub import sha256
+from ..models.arch import resolve_arch
 from ..weights import (
     Checkpoint,
     compare,
@@ -189,10 +194,6 @@ def variant_of(cfg: Config) -> str:
 
 def meta_of(src: Path, content: Mapping[str, Any]) -> dict:
     """Source of the weights, and their classes in the form that mmdet 3 and mmseg 1 read."""
-    digest = hashlib.sha256()
-    with src.open('rb') as file:
-        while block := file.read(2**20):
-            digest.update(block)
     old = _entry(content, 'meta')
     dataset: dict[str, Any] = {}
     with user_errors(f'SRC: {src}: CLASSES and PALETTE in its meta'):
@@ -200,7 +201,7 @@ def meta_of(src: Path, content: Mapping[str, Any]) -> dict:
             dataset['classes'] = tuple(str(name) for name in old['CLASSES'])
         if old.get('PALETTE'):
             dataset['palette'] = [tuple(int(part) for part in rgb) for rgb in old['PALETTE']]
-    meta = dict(dat_pp_version=__version__, source=dict(file=src.name, sha256=digest.hexdigest()))
+    meta = dict(dat_pp_version=__version__, source=dict(file=src.name, sha256=sha256(src)))
     return meta | (dict(dataset_meta=dataset) if dataset else {})
 
 
@@ -222,7 +223,34 @@ def write_file(content: dict, path: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def report(paths: list[Path], left_out: list[str], weights: dict[str, Tensor], dst: Path) -> None:
+def write_hub(src: Path, weights: Mapping[str, Tensor], config: Path, dst: Path) -> None:
+    """Write a classifier in the hub format; those of our configs are published, as Apache-2.0."""
+    cfg = config_of(config)
+    backbone = cfg.model.backbone.to_dict()
+    name: Any = resolve_arch(backbone.get('arch', 'dat-t++'))
+    for key, published in PUBLISHED.items():
+        if name == resolve_arch(published.arch) and _test_size(cfg) == published.input_size:
+            name = key  # has the preprocessing of the published model
+            break
+    with torch.device('meta'):
+        model = create_model(
+            name,
+            num_classes=len(weights['head.fc.weight']),
+            in_channels=backbone.get('in_channels', 3),
+        )
+    own = {name.removeprefix('backbone.'): value for name, value in weights.items()}
+    model.load_state_dict(own, assign=True)
+    with user_errors(f'DST: cannot write {dst}'):
+        model.save_pretrained(
+            dst,
+            license='apache-2.0' if config.is_relative_to(installed('configs')) else None,
+            source=f'Converted from `{src.name}` (SHA-256 `{sha256(src)}`).',
+        )
+
+
+def report(
+    paths: list[Path], left_out: list[str], weights: dict[str, Tensor], dst: Path, hub: bool
+) -> None:
     model, cfg, family = build(paths[0]), config_of(paths[0]), family_of(weights)
     count = sum(parameter.numel() for parameter in model.parameters())
     tool = osp.relpath(installed('tools/test.py'))
@@ -233,12 +261,16 @@ def report(paths: list[Path], left_out: list[str], weights: dict[str, Tensor], d
     if len(paths) > 1:
         print(f'{len(paths)} configs fit: the accuracy tells which one it is')
     for path in paths:
-        command = shlex.join(['python', tool, osp.relpath(path), str(dst)])
         print(f'config    {osp.relpath(path)}')
         print(f'expected  {expected_result(path)}')
+        if hub:
+            continue
+        command = shlex.join(['python', tool, osp.relpath(path), str(dst)])
         print(f'test      {command}')
         if cfg.get('default_scope') == 'mmseg':
             print(f'          {command} --tta')
+    if hub:
+        print(f'use       dat_pp.DATClassifier.from_pretrained({str(dst)!r})')
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -246,8 +278,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('src', type=Path, metavar='SRC', help='published checkpoint')
-    parser.add_argument('dst', type=Path, metavar='DST', help='file to write; must not exist')
+    parser.add_argument(
+        'dst',
+        type=Path,
+        metavar='DST',
+        help='file to write, or folder with --to hub; must not exist',
+    )
     parser.add_argument('--config', type=Path, help='config of the model that the weights must fit')
+    parser.add_argument(
+        '--to',
+        choices=('mmlab', 'hub'),
+        default='mmlab',
+        help='format of DST: a checkpoint for configs, or a folder for from_pretrained and timm',
+    )
     return parser.parse_args(argv)
 
 
@@ -257,9 +300,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     source, left_out = read_published(args.src)
     with user_errors(f'SRC: {args.src}'):
         weights = convert_published(source.weights)
+    hub = args.to == 'hub'
+    if hub and 'head.fc.weight' not in weights:
+        raise UserError(f'--to hub: {args.src} is no classifier; convert it without --to hub')
     if len(source.weights) > len(weights):
         left_out.insert(0, f'{len(source.weights) - len(weights)} buffers')
     paths = fitting_configs(args.src, weights, args.config and args.config.resolve())
     paths = [path for path in paths if trained_like(config_of(path), source.content)] or paths
-    write_file(dict(meta=meta_of(args.src, source.content), state_dict=weights), args.dst)
-    report(paths, left_out, weights, args.dst)
+    if hub:
+        if len(paths) > 1:
+            listed = ', '.join(osp.relpath(path) for path in paths)
+            raise UserError(
+                f'--to hub: {len(paths)} configs fit, choose one with --config: {listed}'
+            )
+        write_hub(args.src, weights, paths[0], args.dst)
+    else:
+        write_file(dict(meta=meta_of(args.src, source.content), state_dict=weights), args.dst)
+    report(paths, left_out, weights, args.dst, hub)
