@@ -54,7 +54,7 @@ PUBLISHED = {
 SIZES = {'tiny': 't', 'small': 's', 'base': 'b'}
 # What configs and timm add to a name: 32xb128, in1k, 224px.
 SUFFIX = re.compile(r'\d+xb\d+|in1k|224|224px')
-HUB_ID = re.compile(r'[\w.-]+/[\w.-]+(?<!\.pth)(?<!\.pt)(?<!\.safetensors)')
+HUB_ID = re.compile(r'\w[\w.-]*/[\w.-]+(?<!\.pth)(?<!\.pt)(?<!\.safetensors)')
 
 
 def find(name: str) -> str:

@@ -44,11 +44,13 @@ def take_indices(num_stages: int, indices: int | Sequence[int] | None) -> list[i
     Raises:
         ValueError: There is no such stage, or none is asked for.
     """
+    stages = range(num_stages)
     if indices is None:
-        return list(range(num_stages))
+        return list(stages)
     if isinstance(indices, int):
-        indices = range(num_stages - indices, num_stages)
-    taken = sorted({i + num_stages if i < 0 else i for i in indices})
-    if not taken or not 0 <= taken[0] <= taken[-1] < num_stages:
+        taken = [num_stages - i for i in range(indices, 0, -1)]
+    else:
+        taken = sorted({i + num_stages if i < 0 else i for i in indices})
+    if not taken or any(i not in stages for i in taken):
         raise ValueError(f'indices must be stages of 0 to {num_stages - 1}, got {indices!r}')
     return taken

@@ -158,12 +158,20 @@ def _variant(weights: Mapping[str, Tensor]) -> str | None:
     from ..models import DAT  # which imports this module
     from ..models.arch import ARCH_SETTINGS
 
-    for name in ARCH_SETTINGS:
-        with torch.device('meta'):
-            model = DAT(name)
-            meta = {key: value.to('meta') for key, value in weights.items()}
-            if not _differences(model, *_fit(model, meta)):
-                return name
+    layer = 'ffn.fc1.weight'  # every block has one
+    found = {name: value.shape[1] for name, value in weights.items() if name.endswith(layer)}
+    for name, settings in ARCH_SETTINGS.items():
+        expected = {
+            f'stages.{i}.{j}.{layer}': settings['embed_dims'][i]
+            for i, word in enumerate(settings['mixers'])
+            for j in range(len(word))
+        }
+        if found == expected:  # fitting a model takes seconds
+            with torch.device('meta'):
+                model = DAT(name)
+                meta = {key: value.to('meta') for key, value in weights.items()}
+                if not _differences(model, *_fit(model, meta)):
+                    return name
     return None
 
 
