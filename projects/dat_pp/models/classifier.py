@@ -17,10 +17,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class ClassifierHead(nn.Module):
     """Global average pooling, dropout and a linear layer ``fc``: (B, C, H, W) -> (B, num_classes).
 
+    Without pooling, the linear layer is applied at each position: (B, num_classes, H, W).
+
     Args:
         in_features: Channels C of the feature map.
         num_classes: 0 leaves the linear layer out.
-        global_pool: ``'avg'``, or ``''`` for none, without a linear layer only.
+        global_pool: ``'avg'``, or ``''`` for none.
         drop_rate: Dropout before the linear layer.
 
     Raises:
@@ -41,8 +43,6 @@ class ClassifierHead(nn.Module):
             raise ValueError(f'num_classes must be an integer of 0 or more, got {num_classes!r}')
         if global_pool not in ('avg', ''):
             raise ValueError(f"global_pool must be 'avg' or '' (none), got {global_pool!r}")
-        if not global_pool and num_classes:
-            raise ValueError("global_pool '' (none) needs num_classes=0")
         if not 0 <= drop_rate < 1:
             raise ValueError(f'head_drop_rate must be in [0, 1), got {drop_rate!r}')
         self.global_pool = global_pool
@@ -52,10 +52,10 @@ class ClassifierHead(nn.Module):
             self.fc = nn.Linear(in_features, num_classes, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        if self.global_pool:
-            x = x.mean((2, 3))
-        x = self.drop(x)
-        return x if pre_logits else self.fc(x)
+        x = self.drop(x.mean((2, 3)) if self.global_pool else x)
+        if pre_logits:
+            return x
+        return self.fc(x) if self.global_pool else self.fc(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class DATClassifier(DAT):
@@ -67,7 +67,8 @@ class DATClassifier(DAT):
     Args:
         arch: See :class:`DAT`.
         num_classes: Number of classes; 0 returns pooled features (B, num_features) instead.
-        global_pool: ``'avg'``, or with ``num_classes=0`` ``''``, for feature maps as they are.
+        global_pool: ``'avg'``, or ``''`` for logits (or features) at each position of the feature
+            map, (B, num_classes, H / 32, W / 32).
         head_drop_rate: Dropout before the linear layer.
         kwargs: ``in_channels``, ``drop_rate``, ``attn_drop_rate``, ``drop_path_rate``,
             ``frozen_stages``, ``with_cp`` and ``init_cfg`` of :class:`DAT`.
@@ -181,7 +182,9 @@ class DATClassifier(DAT):
             normed = self.norm3(x) if last and (norm or not intermediates_only) else x
             if i in taken:
                 out = normed if norm else x
-                intermediates.append(out if output_fmt == 'NCHW' else out.permute(0, 2, 3, 1))
+                # Contiguous, as the feature maps of DAT are.
+                nhwc = output_fmt == 'NHWC'
+                intermediates.append(out.permute(0, 2, 3, 1) if nhwc else out.contiguous())
             x = normed
         return intermediates if intermediates_only else (x, intermediates)
 
