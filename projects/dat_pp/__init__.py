@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .catalog import config
 from .compat import mmpretrain as _mmpretrain  # noqa: F401  registers our models there by name
 from .compat import registry as _registry  # noqa: F401  registers our modules in mmengine
+from .compat import timm as _timm  # noqa: F401  registers our models there
 from .compat import torch as _torch  # noqa: F401  registers our operators' FLOPs there
 from .compat.mmengine import upstream
 from .factory import create_model
