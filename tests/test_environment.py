@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
@@ -326,3 +327,11 @@ def test_lock_pins_every_package_once(python):
     for name in lists:
         for package in lines(ROOT / 'requirements' / f'{name}.txt'):
             assert package.name.lower().replace('_', '-') in locked
+
+
+def test_workflow_tests_every_python():
+    jobs = yaml.safe_load((ROOT / '.github' / 'workflows' / 'ci.yml').read_text())['jobs']
+    pythons = jobs['pythons']['strategy']['matrix']['python']
+    for step in jobs['test']['steps']:
+        pythons += [v for k, v in step.get('with', {}).items() if k == 'python-version']
+    assert sorted(pythons) == sorted(PYTHONS)
