@@ -130,14 +130,15 @@ class DeformableBlock(Block):
     @cached_property
     def positions_in_pixels(self) -> Tensor:
         """``positions`` in pixels (y, x) of the original images, (B, g, N, 2), in float64."""
-        return self._in_pixels(self.positions)
+        return self.in_pixels(self.positions)
 
     @cached_property
     def reference_in_pixels(self) -> Tensor:
         """``reference`` in pixels (y, x) of the original images, (B, g, N, 2), in float64."""
-        return self._in_pixels(self.reference)
+        return self.in_pixels(self.reference)
 
-    def _in_pixels(self, positions: Tensor) -> Tensor:
+    def in_pixels(self, positions: Tensor) -> Tensor:
+        """Map normalized positions, (B, ..., 2), to pixels (y, x) of the original images."""
         last = torch.tensor(self.size, dtype=torch.float64, device=positions.device) - 1
         return self.geometry.to_pixels((positions.double() + 1) / 2 * last)
 

@@ -1,0 +1,398 @@
+"""Figures of a trace, as in the papers: deformed points, what queries attend to, and heat maps.
+
+Each function takes a trace and the picture of one of its images, an RGB array (H, W, 3) or gray
+(H, W) in the size that the image had before resizing, and returns a
+:class:`matplotlib.figure.Figure`, whose ``savefig`` writes PNG, PDF or SVG.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .blocks import DeformableBlock
+from .tracer import Trace
+
+Pixel = tuple[float, float]
+COLORS = ('#e69f00', '#56b4e9', '#009e73', '#f0e442', '#d55e00', '#cc79a7', '#0072b2', '#ffffff')
+"""One per group, repeated if there are more: Okabe and Ito's, which color-blind people tell apart;
+white stands for their black, which is lost on photographs."""
+HEAT, WEIGHT = 'inferno', 'plasma'
+QUERY = '#00e5ff'
+MOST_COLUMNS = 4
+PANEL = 2.1
+"""Width of a panel in inches, if images are square."""
+MARGIN = 0.03
+"""White around an image, in its longer sides, for markers at its border."""
+STYLE: Any = {
+    'font.size': 7,
+    'axes.titlesize': 7.5,
+    'axes.titlepad': 2.5,
+    'svg.fonttype': 'none',  # text stays text
+    'pdf.fonttype': 42,
+}
+
+
+def default_blocks(trace: Trace) -> list[DeformableBlock]:
+    """The last deformable block of each of the last two stages that have one.
+
+    Raises:
+        ValueError: The model has no deformable attention.
+    """
+    last = {block.stage: block for block in trace.deformable}
+    if not last:
+        raise ValueError('the model has no block with deformable attention')
+    return [last[stage] for stage in sorted(last)[-2:]]
+
+
+def deformable_blocks(trace: Trace, names: Sequence[str] | None) -> list[DeformableBlock]:
+    """The blocks of these names (``'STAGE.INDEX'``), or :func:`default_blocks`.
+
+    Raises:
+        ValueError: There is no such block, or it is not deformable.
+    """
+    if names is None:
+        return default_blocks(trace)
+    found = []
+    for name in names:
+        block = trace.block(name)
+        if not isinstance(block, DeformableBlock):
+            choices = ', '.join(b.name for b in trace.deformable) or 'none'
+            raise ValueError(
+                f'block {name} is {block.mixer}, not deformable attention; deformable: {choices}'
+            )
+        found.append(block)
+    return found
+
+
+def attention_received(block: DeformableBlock, image: int = 0) -> Tensor:
+    """Attention that each sample receives from the image, (g, N): 1 if all receive the same.
+
+    The mean over the heads of a group. Queries in padding are left out.
+    """
+    received = block.received(inside=True)[image].unflatten(0, (block.groups, -1)).mean(1)
+    return received / received.mean(1, keepdim=True).clamp(min=1e-12)
+
+
+def heat_map(
+    trace: Trace, blocks: Sequence[DeformableBlock], image: int = 0, side: int = 240
+) -> NDArray[np.float64]:
+    """Density of received attention over what the model saw of an image; its mean is 1.
+
+    Every sample spreads what it receives with a Gaussian of 0.4 times the distance of the
+    reference points; the densities of the blocks are averaged.
+
+    Args:
+        trace: The trace.
+        blocks: Blocks of the trace.
+        image: Index in the batch.
+        side: Longer side of the result in pixels.
+    """
+    top, left, bottom, right = trace.images[image].seen
+    height, width = bottom - top, right - left
+    rows, columns = (max(2, round(side * n / max(height, width))) for n in (height, width))
+    y = top + (np.arange(rows) + 0.5) * height / rows
+    x = left + (np.arange(columns) + 0.5) * width / columns
+    total = np.zeros((rows, columns))
+    for block in blocks:
+        weight = attention_received(block, image).flatten().double().cpu().numpy()
+        points = block.positions_in_pixels[image].flatten(0, 1).cpu().numpy()
+        spread = [
+            max(1e-6, 0.4 * block.geometry.stride * size / n / factor)
+            for size, n, factor in zip(block.size, block.grid, trace.images[image].scale)
+        ]
+        near = [
+            np.exp(-0.5 * ((axis[None] - points[:, i, None]) / spread[i]) ** 2)
+            for i, axis in enumerate((y, x))
+        ]
+        density = np.einsum('n,ny,nx->yx', weight, *near)
+        total += density / max(density.mean(), 1e-12)
+    return total / len(blocks)
+
+
+def strongest(
+    trace: Trace, blocks: Sequence[DeformableBlock], image: int = 0, count: int = 3
+) -> list[Pixel]:
+    """Pixels (y, x) that receive most attention, a quarter of the shorter side apart or more."""
+    heat = heat_map(trace, blocks, image)
+    top, left, bottom, right = trace.images[image].seen
+    size = np.array([bottom - top, right - left])
+    y, x = np.indices(heat.shape)
+    found: list[Pixel] = []
+    while len(found) < count and np.isfinite(heat.max()):
+        row, column = np.unravel_index(int(heat.argmax()), heat.shape)
+        pixel = (np.array([row, column]) + 0.5) * size / heat.shape + (top, left)
+        found.append((float(pixel[0]), float(pixel[1])))
+        cell = size / heat.shape
+        distance = np.hypot((y - row) * cell[0], (x - column) * cell[1])
+        heat[distance < size.min() / 4] = -np.inf
+    return found
+
+
+@matplotlib.rc_context(STYLE)
+def points_figure(
+    trace: Trace,
+    picture: NDArray,
+    image: int = 0,
+    blocks: Sequence[str] | None = None,
+    title: str = '',
+) -> Figure:
+    """Reference points and where they move, a panel per group; size is attention received.
+
+    Args:
+        trace: The trace.
+        picture: The image as a person sees it.
+        image: Its index in the batch.
+        blocks: Names of deformable blocks, ``'STAGE.INDEX'``; default: :func:`default_blocks`.
+        title: First line of the figure.
+    """
+    chosen = deformable_blocks(trace, blocks)
+    columns = min(MOST_COLUMNS, max(block.groups for block in chosen))
+    layout = [-(-block.groups // columns) for block in chosen]
+    sheet = _Sheet.make(trace, picture, image, sum(layout), columns, title)
+    sizes = _Areas(sheet, max(block.grid[1] for block in chosen))
+    for block, first in zip(chosen, np.cumsum([0, *layout])):
+        received = attention_received(block, image).cpu().numpy()
+        # Where the clamping of positions would put reference points that lie beyond the map.
+        start = block.in_pixels(block.reference.clamp(-1, 1))[image].cpu().numpy()
+        end = block.positions_in_pixels[image].cpu().numpy()
+        for group in range(block.groups):
+            axes = sheet.panel(first + group // columns, group % columns, fade=0.25)
+            of = f', group {group + 1} of {block.groups}' if block.groups > 1 else ''
+            axes.set_title(f'block {block.name}{of}')
+            _draw_points(
+                axes, start[group], end[group], sizes.of(received[group]),
+                COLORS[group % len(COLORS)],
+            )  # fmt: skip
+    marker: Any = dict(ls='', color='#444444', mew=0.8)
+    handles = [Line2D([], [], marker='o', ms=4, mfc='none', label='reference point', **marker)]
+    handles += [
+        Line2D([], [], marker='o', ms=float(np.sqrt(sizes.of(np.array(x)))), label=label, **marker)
+        for x, label in ((1.0, 'sample with mean attention'), (3.0, '3 times the mean'))
+    ]
+    sheet.legend(handles)
+    return sheet.figure
+
+
+@matplotlib.rc_context(STYLE)
+def queries_figure(
+    trace: Trace,
+    picture: NDArray,
+    queries: Sequence[Pixel] | None = None,
+    image: int = 0,
+    blocks: Sequence[str] | None = None,
+    by_head: bool = False,
+    title: str = '',
+) -> Figure:
+    """What queries (stars) attend to (circles, sized and colored by weight), a row per block.
+
+    Args:
+        trace, picture, image, blocks, title: See :func:`points_figure`.
+        queries: Pixels (y, x) of the original image; default: :func:`strongest`. The star is drawn
+            at the center of the cell of the block's map that is nearest.
+        by_head: A panel per head, and a row per block and query; otherwise heads are averaged.
+
+    Raises:
+        ValueError: A query is outside of the image.
+    """
+    chosen = deformable_blocks(trace, blocks)
+    queries = strongest(trace, chosen, image) if queries is None else list(queries)
+    panels = []  # (first row, column, title, block, cell, weights by group)
+    columns = min(MOST_COLUMNS, max(b.heads for b in chosen) if by_head else len(queries))
+    row = 0
+    for block in chosen:
+        cells = [block.geometry.to_cell(query, image) for query in queries]
+        weights = block.attention(cells)[image].unflatten(0, (block.groups, -1))  # (g, h / g, Q, N)
+        for number, cell in enumerate(cells):
+            mine = weights[:, :, number]
+            if not by_head:
+                place = row + number // columns, number % columns
+                label = f'block {block.name}, query {number + 1}'
+                panels.append((*place, label, block, cell, mine.mean(1)))
+                continue
+            for head in range(block.heads):
+                group, within = divmod(head, block.heads // block.groups)
+                one = torch.zeros_like(mine[:, 0])
+                one[group] = mine[group, within] * block.groups
+                label = f'block {block.name}, query {number + 1}, head {head + 1}'
+                panels.append((row + head // columns, head % columns, label, block, cell, one))
+            row += -(-block.heads // columns)
+        if not by_head:
+            row += -(-len(queries) // columns)
+    sheet = _Sheet.make(trace, picture, image, row, columns, title)
+    for at, column, label, block, cell, weights in panels:
+        axes = sheet.panel(at, column, fade=0.35)
+        axes.set_title(label)
+        points = block.positions_in_pixels[image].flatten(0, 1).cpu().numpy()
+        weight = weights.flatten().cpu().numpy() * weights.shape[1]  # 1: as much as any other
+        relative = weight / max(weight.max(), 1e-12)
+        order = relative.argsort()  # the strongest on top
+        axes.scatter(
+            points[order, 1], points[order, 0], s=2 + 90 * relative[order], c=relative[order],
+            cmap=WEIGHT, vmin=0, vmax=1, alpha=0.85, lw=0.4, edgecolors='white', zorder=3,
+        )  # fmt: skip
+        y, x = block.queries_in_pixels([cell])[image, 0].tolist()
+        axes.plot(x, y, '*', ms=11, color=QUERY, mec='black', mew=0.7, zorder=4)
+    sheet.colorbar(WEIGHT, 0, 1, 'attention weight, relative to the largest')
+    return sheet.figure
+
+
+@matplotlib.rc_context(STYLE)
+def heat_figure(
+    trace: Trace,
+    picture: NDArray,
+    image: int = 0,
+    blocks: Sequence[str] | None = None,
+    title: str = '',
+) -> Figure:
+    """Received attention over the image, a panel per block beside the image itself.
+
+    Args:
+        trace, picture, image, blocks, title: See :func:`points_figure`.
+    """
+    chosen = deformable_blocks(trace, blocks)
+    panels = len(chosen) + 1
+    columns = min(MOST_COLUMNS, panels)
+    rows = -(-panels // columns)
+    sheet = _Sheet.make(trace, picture, image, rows, columns, title)
+    sheet.panel(0, 0).set_title('image')
+    heats = [heat_map(trace, [block], image) for block in chosen]
+    high = max(2.0, max(float(np.percentile(heat, 99.8)) for heat in heats))
+    for number, (block, heat) in enumerate(zip(chosen, heats), start=1):
+        axes = sheet.panel(number // columns, number % columns, gray=True)
+        axes.set_title(f'block {block.name}')
+        _draw_heat(axes, heat, trace, image, high)
+    sheet.colorbar(HEAT, 0, high, 'attention received, relative to the mean')
+    return sheet.figure
+
+
+def _draw_points(
+    axes: Axes, start: NDArray, end: NDArray, area: NDArray, color: str, arrows: bool = True
+) -> None:
+    """Reference points, arrows to the samples, and the samples with these areas in points^2."""
+    if arrows:
+        axes.scatter(
+            start[:, 1], start[:, 0], s=9, facecolors='none', edgecolors='white', lw=1.6, zorder=2
+        )
+        axes.scatter(
+            start[:, 1], start[:, 0], s=9, facecolors='none', edgecolors='#444444', lw=0.7, zorder=2
+        )
+        moved = end - start
+        for width, shade in ((0.010, 'white'), (0.005, '#333333')):
+            axes.quiver(
+                start[:, 1], start[:, 0], moved[:, 1], moved[:, 0], angles='xy', scale_units='xy',
+                scale=1, width=width, headwidth=3.2, headlength=3.6, headaxislength=3.2,
+                color=shade, zorder=2.5,
+            )  # fmt: skip
+    axes.scatter(
+        end[:, 1], end[:, 0], s=area, color=color, alpha=0.9, lw=0.6, edgecolors='black', zorder=3
+    )
+
+
+def _draw_heat(axes: Axes, heat: NDArray, trace: Trace, image: int, high: float) -> None:
+    top, left, bottom, right = trace.images[image].seen
+    limits = axes.axis()
+    axes.imshow(
+        heat, cmap=HEAT, vmin=0, vmax=high, alpha=0.62, extent=(left, right, bottom, top),
+        interpolation='bilinear', zorder=1,
+    )  # fmt: skip
+    axes.axis(limits)
+
+
+@dataclass
+class _Areas:
+    """Areas of markers, in points^2, that stand for received attention."""
+
+    sheet: '_Sheet'
+    columns: int
+
+    def of(self, received: NDArray) -> NDArray:
+        spacing = 72 * self.sheet.width / self.columns
+        return min(7.5, 0.3 * spacing) ** 2 * np.clip(received, 0.05, 9)
+
+
+@dataclass
+class _Sheet:
+    """A figure of panels that show the same picture."""
+
+    figure: Figure
+    panels: NDArray
+    picture: NDArray
+    seen: tuple[float, float, float, float]
+    width: float
+
+    @classmethod
+    def make(
+        cls, trace: Trace, picture: NDArray, image: int, rows: int, columns: int, title: str
+    ) -> '_Sheet':
+        size = trace.images[image].size
+        if picture.shape[:2] != size:
+            shape = ' x '.join(map(str, picture.shape[:2]))
+            raise ValueError(
+                f'the picture is {shape}, the image of the trace {size[0]} x {size[1]}'
+            )
+        seen = trace.images[image].seen
+        ratio = (seen[2] - seen[0]) / (seen[3] - seen[1])
+        width = PANEL / min(1.3, max(0.6, ratio)) ** 0.5
+        inches = columns * (width + 0.06), rows * (width * ratio + 0.2) + 0.42 + 0.2 * bool(title)
+        layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
+        figure = Figure(figsize=inches, dpi=200, layout=layout)
+        panels = figure.subplots(rows, columns, squeeze=False)
+        if title:
+            figure.suptitle(title, x=0.01, ha='left', size=8.5, weight='bold')
+        for axes in panels.flat:
+            axes.axis('off')
+        return cls(figure, panels, picture, seen, width)
+
+    def panel(self, row: int, column: int, fade: float = 0.0, gray: bool = False) -> Axes:
+        """A panel with the picture, mixed with white by ``fade``, perhaps without colors."""
+        axes = self.panels[row, column]
+        shown = np.asarray(self.picture, np.float32) / 255
+        if gray and shown.ndim == 3:
+            shown = shown @ np.array([0.299, 0.587, 0.114], np.float32)
+        shown = shown * (1 - fade) + fade
+        few = max(shown.shape[:2]) < 160
+        axes.imshow(
+            shown, cmap='gray', vmin=0, vmax=1, interpolation='bicubic' if few else 'antialiased'
+        )
+        top, left, bottom, right = self.seen
+        shown_part = axes.images[0]
+        shown_part.set_clip_path(
+            Rectangle((left, top), right - left, bottom - top, transform=axes.transData)
+        )
+        margin = MARGIN * max(bottom - top, right - left)
+        axes.set_xlim(left - margin, right + margin)
+        axes.set_ylim(bottom + margin, top - margin)
+        return axes
+
+    def legend(self, handles: Sequence[Line2D]) -> None:
+        self.figure.legend(
+            handles=handles,
+            loc='outside lower center',
+            ncols=len(handles),
+            frameon=False,
+            fontsize=7,
+            handletextpad=0.8,
+            columnspacing=2.5,
+        )
+
+    def colorbar(self, cmap: str, low: float, high: float, label: str) -> None:
+        shades = ScalarMappable(Normalize(low, high), cmap)
+        bar = self.figure.colorbar(
+            shades, ax=self.panels, location='bottom', shrink=0.5, aspect=40, pad=0.015
+        )
+        bar.set_label(label, size=7)
+        bar.ax.tick_params(labelsize=6.5, length=2, pad=1.5)
+        bar.outline.set_linewidth(0.4)

@@ -1,0 +1,114 @@
+"""Show what a model's deformable attention looks at.
+
+    python tools/explain.py IMAGE... --model NAME|CONFIG --weights FILE --out-dir DIR
+
+For every image, DIR/IMAGE/ gets three figures and a file of numbers:
+
+    points    reference points and where the samples move, by offset group; size: attention received
+    queries   what some queries (stars) attend to (circles, sized and colored by weight)
+    heat      attention received over the image
+    trace.npz positions, attention and received attention of every block
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..engine.errors import UserError, user_errors
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'images', nargs='+', metavar='IMAGE', help='image file, or folder of images'
+    )
+    parser.add_argument(
+        '--model', required=True, metavar='NAME|CONFIG',
+        help='config file, a config of this package by name, or a model: dat-t++',
+    )  # fmt: skip
+    parser.add_argument('--weights', metavar='FILE', help='checkpoint; default: random weights')
+    parser.add_argument(
+        '--query', nargs='+', metavar='Y,X',
+        help='pixels of the image; default: the best detections, or where most attention goes',
+    )  # fmt: skip
+    parser.add_argument(
+        '--blocks', nargs='+', metavar='STAGE.INDEX',
+        help='deformable blocks, from 0.0; default: the last of each of the last two stages',
+    )  # fmt: skip
+    parser.add_argument('--by-head', action='store_true', help='a panel per head for the queries')
+    parser.add_argument('--out-dir', required=True, metavar='DIR')
+    parser.add_argument('--format', choices=['png', 'pdf', 'svg'], default='png')
+    parser.add_argument('--overwrite', action='store_true', help='replace files of an earlier run')
+    return parser.parse_args(argv)
+
+
+def parse_queries(texts: Sequence[str] | None) -> list[tuple[float, float]] | None:
+    """Pixels (y, x) from ``Y,X``.
+
+    Raises:
+        UserError: One is written differently.
+    """
+    if texts is None:
+        return None
+    number = r'(\d+(?:\.\d+)?)'
+    matches = [re.fullmatch(f'{number},{number}', text) for text in texts]
+    for text, match in zip(texts, matches):
+        if not match:
+            raise UserError(f"--query: expected Y,X in pixels of the image, got '{text}'")
+    return [(float(match[1]), float(match[2])) for match in matches if match]
+
+
+def folders_of(images: Sequence[Path], out_dir: Path) -> list[Path]:
+    """A folder per image, called as its file without suffix, and numbered where that is taken."""
+    folders: list[Path] = []
+    for path in images:
+        name, number = path.stem, 2
+        while out_dir / name in folders:
+            name, number = f'{path.stem}-{number}', number + 1
+        folders.append(out_dir / name)
+    return folders
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    with user_errors('figures', '; pip install matplotlib'):
+        from .output import draw, file_names
+        from .sources import find_images, load_source, read_picture
+    queries = parse_queries(args.query)
+    images = find_images(args.images)
+    folders = folders_of(images, Path(args.out_dir))
+    for folder in folders:
+        for name in file_names(args.format):
+            if (folder / name).exists() and not args.overwrite:
+                raise UserError(f'--out-dir: {folder / name} exists; --overwrite replaces it')
+    pictures = [read_picture(path) for path in images]
+    for path, picture in zip(images, pictures):
+        for y, x in queries or ():
+            height, width = picture.shape[:2]
+            if y > height - 1 or x > width - 1:
+                raise UserError(
+                    f'--query: ({y:g}, {x:g}) is outside of {path}, {height} x {width} pixels'
+                )
+    source = load_source(args.model, args.weights)
+    if not source.trained:
+        print(
+            'note: random weights, which show no attention of interest; give --weights',
+            file=sys.stderr,
+        )
+    for path, picture, folder in zip(images, pictures, folders):
+        with user_errors(f'image {path}'):
+            written = draw(
+                source.trace(path, picture),
+                picture,
+                folder,
+                queries=queries or source.centers(path)[:3] or None,
+                blocks=args.blocks,
+                by_head=args.by_head,
+                format=args.format,
+                title=f'{path.name}, {source.name}' + ' (random weights)' * (not source.trained),
+            )
+        print(f'{folder}: {", ".join(file.name for file in written)}')

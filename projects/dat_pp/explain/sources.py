@@ -1,0 +1,192 @@
+"""Models and images that a person names: what ``tools/explain.py`` is given."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import nn
+
+from ..catalog import config as config_path
+from ..engine.errors import UserError, message_of, user_errors
+from ..factory import PUBLISHED, create_model, find
+from ..weights import compare, convert_published, is_published, load_pretrained, read_checkpoint
+from .figures import Pixel
+from .geometry import ImageGeometry
+from .tracer import Trace, find_backbone, trace
+
+SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
+MIN_SCORE = 0.3
+"""Detections with lower scores are not asked about."""
+
+
+def find_images(names: Sequence[str]) -> list[Path]:
+    """Image files: those that are named, and all of named folders, in order.
+
+    Raises:
+        UserError: There is no such file, or no image in a folder.
+    """
+    found = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise UserError(f'image: no images in the folder {path} ({", ".join(SUFFIXES)})')
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f'image: no such file or folder: {path}')
+    return found
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """Read an image as RGB, (H, W, 3), turned upright.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+    except Exception as error:  # a damaged file can raise anything
+        raise UserError(f'image: cannot read {path}: {message_of(error)}') from error
+
+
+@dataclass
+class Source:
+    """A model and its preprocessing."""
+
+    model: nn.Module
+    name: str
+    trained: bool
+    """Whether it has weights of a file."""
+
+    def trace(self, path: Path, picture: NDArray) -> Trace:
+        """Run the model on an image, preprocessed as in its tests."""
+        raise NotImplementedError
+
+    def centers(self, path: Path) -> list[Pixel]:
+        """Centers (y, x) of the best detections, best first; none if it is not a detector."""
+        return []
+
+
+class PlainSource(Source):
+    """A published backbone by name, with the preprocessing of its classifier."""
+
+    def trace(self, path: Path, picture: NDArray) -> Trace:
+        cfg = PUBLISHED[find(self.name)].default_cfg()
+        side = cfg['input_size'][1]
+        resized = round(side / cfg['crop_pct'])
+        image = Image.fromarray(picture).resize((resized, resized), Image.Resampling.BICUBIC)
+        start = (resized - side) // 2
+        image = image.crop((start, start, start + side, start + side))
+        pixels = torch.tensor(np.asarray(image), dtype=torch.float32).permute(2, 0, 1) / 255
+        mean, std = (torch.tensor(cfg[key])[:, None, None] for key in ('mean', 'std'))
+        height, width = picture.shape[:2]
+        geometry = ImageGeometry(
+            size=(height, width),
+            shape=(side, side),
+            scale=(resized / height, resized / width),
+            offset=(start, start),
+        )
+        return trace(self.model, ((pixels - mean) / std)[None], [geometry])
+
+
+@dataclass
+class ConfigSource(Source):
+    """The model of a config, with the test pipeline of its data."""
+
+    pipeline: Any = None
+    whole: bool = False
+    """Whether heads have weights of a file too."""
+
+    def trace(self, path: Path, picture: NDArray) -> Trace:
+        return trace(self.model, self._data(path))
+
+    def centers(self, path: Path) -> list[Pixel]:
+        if not self.whole or not hasattr(self.model, 'test_step'):
+            return []
+        with torch.no_grad():
+            (sample,) = self.model.test_step(self._data(path))  # type: ignore[operator]
+        found = getattr(sample, 'pred_instances', None)
+        if found is None or not len(found):
+            return []
+        best = found.scores.argsort(descending=True)
+        boxes = found.bboxes[best[found.scores[best] >= MIN_SCORE]].tolist()
+        return [((y0 + y1) / 2, (x0 + x1) / 2) for x0, y0, x1, y1 in boxes]
+
+    def _data(self, path: Path) -> Any:
+        from mmengine.dataset import pseudo_collate
+
+        return pseudo_collate([self.pipeline(dict(img_path=str(path), img_id=0))])
+
+
+def load_source(name: str, weights: str | None, options: dict[str, Any] | None = None) -> Source:
+    """Make the model of a name or a config file, with weights of a file.
+
+    Args:
+        name: A config file, a config of this package by name, or a published model.
+        weights: A checkpoint file; published files are taken as they are. None for random weights.
+
+    Raises:
+        UserError: There is no such model, it needs a library that is not installed, or the weights
+            do not fit it.
+    """
+    if not name.endswith('.py') and not Path(name).is_file():
+        try:
+            find(name)
+        except ValueError as error:
+            try:
+                name = config_path(name)
+            except (OSError, ValueError):
+                raise UserError(f'--model: {message_of(error)}; or give a config file') from None
+        else:
+            with user_errors('--weights'):
+                model = create_model(name, weights, features_only=True, out_indices=(3,))
+            return PlainSource(model.eval(), name, trained=weights is not None)
+    return _load_config(name, weights)
+
+
+def _load_config(path: str, weights: str | None) -> ConfigSource:
+    from mmengine.dataset import Compose
+
+    from ..engine.config import class_name, read_config
+    from ..engine.noise import silence
+    from ..engine.preflight import check_model
+
+    cfg = read_config(Namespace(config=path, cfg_options=None))
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset')
+    while dataset and 'dataset' in dataset:
+        dataset = dataset.dataset
+    if not cfg.get('model') or not dataset or not dataset.get('pipeline'):
+        raise UserError(f'config {path}: needs a model and a pipeline in test_dataloader.dataset')
+    model = check_model(cfg, pretrained=False).eval()
+    with user_errors(f'config {path}'):
+        find_backbone(model)
+        with silence():
+            steps = [s for s in dataset.pipeline if 'Annotations' not in class_name(s['type'])]
+            pipeline = Compose(steps)
+    whole = False
+    if weights:
+        with user_errors('--weights'), silence():
+            whole = _load_weights(model, weights)
+    return ConfigSource(model, Path(path).stem, weights is not None, pipeline, whole)
+
+
+def _load_weights(model: nn.Module, path: str) -> bool:
+    """Load a whole model, or else its backbone alone; return whether it is whole."""
+    weights = read_checkpoint(path).weights
+    if is_published(weights):
+        weights = convert_published(weights)
+    if compare(model, weights):
+        load_pretrained(find_backbone(model), path)
+        return False
+    model.load_state_dict(weights)
+    return True
