@@ -3,14 +3,11 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
-from email.message import Message
-from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from build.util import project_wheel_metadata
 from fresh import python
 from packaging.requirements import Requirement
 
@@ -19,15 +16,6 @@ import dat_pp
 ROOT = Path(__file__).parents[1]
 EXTRAS = {'docs', 'export', 'hub', 'mmlab', 'tests', 'timm'}
 IN_SOURCE_TREE = {'.mim', 'configs', '__pycache__'}  # written by an editable install, or by Python
-BUILD = 'import sys; from setuptools import build_meta; build_meta.{step}(sys.argv[1])'
-
-
-def build(step: str, source: Path, target: Path) -> None:
-    """Run a step of the build backend, as pip and build do."""
-    target.mkdir()
-    command = [sys.executable, '-c', BUILD.format(step=step), str(target)]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def copy_source(target: Path, *names: str) -> Path:
@@ -49,15 +37,8 @@ def metadata_source(tmp_path: Path) -> Path:
     return copy_source(tmp_path / 'source', *names, 'projects/dat_pp/__init__.py')
 
 
-def read_metadata(source: Path) -> Message:
-    target = source.parent / 'metadata'
-    build('prepare_metadata_for_build_wheel', source, target)
-    (file,) = target.glob('*.dist-info/METADATA')
-    return Parser().parsestr(file.read_text(encoding='utf-8'))
-
-
 def test_metadata(metadata_source):
-    metadata = read_metadata(metadata_source)
+    metadata = project_wheel_metadata(metadata_source, isolated=False)
     assert metadata['Version'] == dat_pp.__version__
     assert metadata['License-Expression'] == 'Apache-2.0'
     assert metadata['License-File'] == 'LICENSE'
@@ -84,7 +65,7 @@ def relative_links(description: str) -> list[str]:
 def test_description_has_no_dead_links(metadata_source):
     """A package index has none of the repository's files."""
     assert relative_links((ROOT / 'README.md').read_text(encoding='utf-8'))
-    description = read_metadata(metadata_source).get_payload()
+    description = project_wheel_metadata(metadata_source, isolated=False).get_payload()
     assert relative_links(description) == []
     assert '![' not in description
     assert '](https://arxiv.org/abs/2309.01430)' in description
@@ -93,7 +74,7 @@ def test_description_has_no_dead_links(metadata_source):
 def test_description_links_to_the_repository(metadata_source):
     with (metadata_source / 'CITATION.cff').open('a', encoding='utf-8') as file:
         file.write("repository-code: 'https://example.org/dat_pp'\n")
-    description = read_metadata(metadata_source).get_payload()
+    description = project_wheel_metadata(metadata_source, isolated=False).get_payload()
     assert relative_links(description) == []
     assert '[Installation](https://example.org/dat_pp/blob/HEAD/docs/install.md)' in description
     figure = 'https://example.org/dat_pp/raw/HEAD/docs/figures/backbone.svg'
@@ -107,13 +88,13 @@ def wheel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'CITATION.cff', 'LICENSE')
     folders = ('requirements', 'projects', 'configs', 'tools', 'tests')
     copy_source(folder / 'source', *names, 'CHANGELOG.md', 'model-index.yml', *folders)
-    build('build_sdist', folder / 'source', folder / 'sdist')
-    (sdist,) = (folder / 'sdist').glob('*.tar.gz')
-    shutil.unpack_archive(sdist, folder / 'sdist')
-    (unpacked,) = (path for path in (folder / 'sdist').iterdir() if path.is_dir())
-    assert not (unpacked / 'tests').exists()
-    build('build_wheel', unpacked, folder / 'wheel')
-    (wheel,) = (folder / 'wheel').glob('*.whl')
+    command = ['-m', 'build', '--no-isolation', '--outdir', str(folder / 'dist')]
+    done = python(folder, *command, str(folder / 'source'))
+    assert done.returncode == 0, done.stderr[-2000:]
+    (sdist,) = (folder / 'dist').glob('*.tar.gz')
+    (wheel,) = (folder / 'dist').glob('*.whl')
+    done = python(folder, '-m', 'twine', 'check', '--strict', str(sdist), str(wheel))
+    assert done.returncode == 0, done.stdout
     zipfile.ZipFile(wheel).extractall(folder / 'installed')
     return folder / 'installed'
 
@@ -167,3 +148,35 @@ def test_wheel_resolves_its_own_configs(wheel_folder, tmp_path):
     assert Path(package).is_relative_to(wheel_folder)
     assert Path(hub).is_relative_to(wheel_folder)
     assert os.path.samefile(hub, by_name)
+
+
+# Nothing of this environment but torch and what it requires.
+TORCH_ALONE = """
+import sys
+
+class Refuse:
+    allowed = {*sys.stdlib_module_names, 'dat_pp', 'torch', 'torchgen', 'triton', 'functorch',
+               'filelock', 'fsspec', 'jinja2', 'markupsafe', 'mpmath', 'networkx', 'sympy',
+               'typing_extensions'}
+
+    def find_spec(self, name, path=None, target=None):
+        if name[0] != '_' and name.partition('.')[0] not in self.allowed:
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+
+sys.meta_path.insert(0, Refuse())
+import torch, dat_pp
+model = dat_pp.create_model('dat_t_pp', num_classes=5).eval()
+with torch.no_grad():
+    print(tuple(model(torch.rand(1, 3, 64, 64)).shape))
+print(dat_pp.__file__)
+print(dat_pp.config('coco/dino-5scale_dat-pp-t_8xb2-12e_coco'))
+"""
+
+
+@pytest.mark.slow
+def test_wheel_works_with_torch_alone(wheel_folder, tmp_path):
+    done = python(tmp_path, '-W', 'ignore', '-c', TORCH_ALONE, path=str(wheel_folder))
+    assert done.returncode == 0, done.stderr[-2000:]
+    shape, *files = done.stdout.splitlines()
+    assert shape == '(1, 5)'
+    assert all(Path(file).is_relative_to(wheel_folder) for file in files)

@@ -32,9 +32,10 @@ def save(
 ) -> None:
     """See :meth:`dat_pp.hub.HubModule.save_pretrained`."""
     try:
+        import numpy  # noqa: F401  safetensors uses it and installs without it
         from safetensors.torch import save_file
     except ModuleNotFoundError as error:
-        raise ImportError(f'saving a model needs safetensors: {INSTALL}') from error
+        raise ImportError(f'saving a model needs safetensors and numpy: {INSTALL}') from error
     config = _config(model, label_names, license)
     target = Path(folder).expanduser().absolute()
     if os.path.lexists(target) and not target.is_dir():
@@ -124,7 +125,7 @@ def _closest_variant(arch: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def published_result(model: Any) -> tuple[str, float] | None:
     """Name and top-1 accuracy of the published classifier with this architecture and input."""
-    size = getattr(model, 'pretrained_cfg', {}).get('input_size')
+    size = tuple(getattr(model, 'pretrained_cfg', {}).get('input_size', ()))  # timm has lists
     for name, row in PUBLISHED.items():
         if size == (3, row.input_size, row.input_size) and model.arch == resolve_arch(row.arch):
             return name, row.top1
