@@ -4,11 +4,12 @@ import os
 import re
 import shutil
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from build.util import project_wheel_metadata
-from fresh import python
+from fresh import SITE_PACKAGES, python
 from packaging.requirements import Requirement
 
 import dat_pp
@@ -38,14 +39,14 @@ def metadata_source(tmp_path: Path) -> Path:
 
 
 def test_metadata(metadata_source):
-    metadata = project_wheel_metadata(metadata_source, isolated=False)
-    assert metadata['Version'] == dat_pp.__version__
-    assert metadata['License-Expression'] == 'Apache-2.0'
-    assert metadata['License-File'] == 'LICENSE'
-    assert metadata['Requires-Python'] == '>=3.10'
-    assert metadata['Description-Content-Type'] == 'text/markdown'
-    assert set(metadata.get_all('Provides-Extra')) == EXTRAS
-    requirements = [Requirement(line) for line in metadata.get_all('Requires-Dist')]
+    found = project_wheel_metadata(metadata_source, isolated=False)
+    assert found['Version'] == dat_pp.__version__
+    assert found['License-Expression'] == 'Apache-2.0'
+    assert found['License-File'] == 'LICENSE'
+    assert found['Requires-Python'] == '>=3.10'
+    assert found['Description-Content-Type'] == 'text/markdown'
+    assert set(found.get_all('Provides-Extra')) == EXTRAS
+    requirements = [Requirement(line) for line in found.get_all('Requires-Dist')]
     assert [str(r) for r in requirements if r.marker is None] == ['torch>=2.6']
     for extra in EXTRAS:
         assert any(r.marker and r.marker.evaluate(dict(extra=extra)) for r in requirements), extra
@@ -150,20 +151,7 @@ def test_wheel_resolves_its_own_configs(wheel_folder, tmp_path):
     assert os.path.samefile(hub, by_name)
 
 
-# Nothing of this environment but torch and what it requires.
-TORCH_ALONE = """
-import sys
-
-class Refuse:
-    allowed = {*sys.stdlib_module_names, 'dat_pp', 'torch', 'torchgen', 'triton', 'functorch',
-               'filelock', 'fsspec', 'jinja2', 'markupsafe', 'mpmath', 'networkx', 'sympy',
-               'typing_extensions'}
-
-    def find_spec(self, name, path=None, target=None):
-        if name[0] != '_' and name.partition('.')[0] not in self.allowed:
-            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
-
-sys.meta_path.insert(0, Refuse())
+WITH_TORCH_ALONE = """
 import torch, dat_pp
 model = dat_pp.create_model('dat_t_pp', num_classes=5).eval()
 with torch.no_grad():
@@ -173,9 +161,27 @@ print(dat_pp.config('coco/dino-5scale_dat-pp-t_8xb2-12e_coco'))
 """
 
 
+@pytest.fixture
+def torch_alone(tmp_path: Path) -> Path:
+    """A folder with torch and the packages that it requires."""
+    folder = tmp_path / 'packages'
+    folder.mkdir()
+    pending, links = ['torch'], set()
+    while pending:
+        distribution = metadata.distribution(pending.pop())
+        links |= {file.parts[0] for file in distribution.files or () if file.parts[0] != '..'}
+        required = [Requirement(line) for line in distribution.requires or ()]
+        pending += [r.name for r in required if not r.marker or r.marker.evaluate(dict(extra=''))]
+    for name in links - {'__pycache__'}:
+        (folder / name).symlink_to(SITE_PACKAGES / name)
+    return folder
+
+
 @pytest.mark.slow
-def test_wheel_works_with_torch_alone(wheel_folder, tmp_path):
-    done = python(tmp_path, '-W', 'ignore', '-c', TORCH_ALONE, path=str(wheel_folder))
+def test_wheel_works_with_torch_alone(wheel_folder, torch_alone, tmp_path):
+    path = os.pathsep.join([str(wheel_folder), str(torch_alone)])
+    # -S: without this environment's packages.
+    done = python(tmp_path, '-S', '-W', 'ignore', '-c', WITH_TORCH_ALONE, path=path)
     assert done.returncode == 0, done.stderr[-2000:]
     shape, *files = done.stdout.splitlines()
     assert shape == '(1, 5)'
