@@ -53,12 +53,15 @@ default_cfgs = generate_default_cfgs(
 )
 
 # Their Python code depends on the size of the feature map, so torch.fx must not trace it.
-for _module in (PatchConv, *(mixer.module for mixer in MIXERS.values())):
-    register_notrace_module(_module)
+register_notrace_module(PatchConv)
+for _mixer in MIXERS.values():
+    register_notrace_module(_mixer.module)
 
 
 class FeaturePyramid(FeatureGetterNet):
     """Feature maps of the stages, without norms: what ``features_only=True`` creates."""
+
+    model: DATClassifier
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """See :meth:`dat_pp.DAT.set_grad_checkpointing`."""
@@ -144,9 +147,8 @@ def _create(
         arch=arch or PUBLISHED[NAMES[f'{variant}.{key}']].arch,
         **kwargs,
     )
-    for part in model.modules():
-        if 'state_dict' in getattr(part, 'pretrained_cfg', {}):
-            del part.pretrained_cfg['state_dict']  # a copy of the weights
+    for part in (model, *model.children()):
+        getattr(part, 'pretrained_cfg', {}).pop('state_dict', None)  # a copy of the weights
     return model
 
 
