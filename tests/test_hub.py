@@ -418,3 +418,46 @@ def test_folder_is_preferred_to_id(saved, tmp_path, monkeypatch):
     (tmp_path / 'name').rename(tmp_path / 'owner' / 'name')
     monkeypatch.chdir(tmp_path)
     assert same_state(DATClassifier.from_pretrained('owner/name'), classifier())
+
+
+# timm
+
+
+def test_timm_local_folder(saved):
+    timm = pytest.importorskip('timm')
+    model = timm.create_model(f'local-dir:{saved}', pretrained=True)
+    assert same_state(model, classifier())
+    assert model.pretrained_cfg['label_names'] == ['cat', 'dog', 'owl']
+    assert timm.data.resolve_model_data_config(model)['crop_mode'] == 'squash'
+
+
+def test_timm_settings(tmp_path):
+    """Channels, classes and every setting of the architecture."""
+    timm = pytest.importorskip('timm')
+    model = classifier(dict(base='dat-t', **V1), in_channels=1, num_classes=7)
+    model.save_pretrained(tmp_path / 'a')
+    assert same_state(timm.create_model(f'local-dir:{tmp_path / "a"}', pretrained=True), model)
+
+
+@pytest.mark.slow
+def test_timm_id(cache, tmp_path):
+    pytest.importorskip('timm')
+    code = (
+        f"import os; os.environ.update(HF_HUB_CACHE={str(cache)!r}, HF_HUB_OFFLINE='1')\n"
+        "import dat_pp, timm; model = timm.create_model('hf-hub:owner/tiny', pretrained=True)\n"
+        'print(type(model) is dat_pp.DATClassifier, model.num_classes)\n'
+    )
+    done = python(tmp_path, '-c', code)
+    assert (done.returncode, done.stdout) == (0, 'True 3\n'), done.stderr
+
+
+def test_model_of_timm_is_saved(tmp_path):
+    """The published result is found although timm's config holds lists."""
+    timm = pytest.importorskip('timm')
+    model = timm.create_model('dat_t_pp', num_classes=3, arch=TINY)
+    model.save_pretrained(tmp_path / 'a')
+    assert same_state(DATClassifier.from_pretrained(tmp_path / 'a'), model)
+    with torch.device('meta'):
+        model = timm.create_model('dat_b_pp.in1k_384')
+    model.pretrained_cfg['input_size'] = list(model.pretrained_cfg['input_size'])
+    assert published_result(model) == ('dat-b++-384', 85.9)
