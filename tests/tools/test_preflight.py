@@ -159,7 +159,7 @@ def test_start_from_a_checkpoint(classification, run, tmp_path, accepted):
     assert accepted(run('train', task.config, '--work-dir', task.work_dir, *load))
     torch.save({'state_dict': {key: value[None] for key, value in state.items()}}, start)
     outcome = run('train', task.config, '--work-dir', task.work_dir, *load)
-    expected = f'load_from: {start} is of another model: it fits 0 of the {len(state)} weights'
+    expected = f'load_from: {start} does not match the model: it fits 0 of the {len(state)} weights'
     outcome.assert_rejected(task.work_dir, expected)
 
 

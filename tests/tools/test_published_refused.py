@@ -88,12 +88,12 @@ def test_damaged_file(src: Path, dst: Path, convert: Callable) -> None:
         (dict(model=torch.nn.Linear(1, 1)), 'holds no weights'),
         (
             dict(model=tensors({'patch_embed.proj.weight': (96, 3, 4, 4), 'norm.bias': (768,)})),
-            'another model than DAT: there is no patch_proj.0.weight; its weights are '
+            'is not a DAT checkpoint: there is no patch_proj.0.weight; its weights are '
             'patch_embed.proj.weight, norm.bias',
         ),
         (
             dict(state_dict=tensors({'backbone.conv1.weight': (64, 3, 7, 7), 'fc.bias': (9,)})),
-            'another model than DAT',
+            'is not a DAT checkpoint',
         ),
         (
             dict(state_dict=tensors({'backbone.stem.conv1.weight': (32, 3, 3, 3)})),

@@ -75,7 +75,7 @@ def read_published(path: Path) -> tuple[Checkpoint, list[str]]:
         if any('stem.conv1.' in name for name in source.weights):
             raise UserError(f'SRC: {path} has the names of dat_pp already: use it as it is')
         raise UserError(
-            f'SRC: {path} is of another model than DAT: there is no patch_proj.0.weight; '
+            f'SRC: {path} is not a DAT checkpoint: there is no patch_proj.0.weight; '
             f'its weights are {some(list(source.weights))}'
         )
     others = [str(name) for name in source.content if name not in (source.entry, 'meta')]

@@ -95,7 +95,7 @@ def check_start(model: nn.Module, path: str, key: str = 'load_from') -> None:
     fitting = len(backbone) - len(mismatch.missing) - len(mismatch.sizes)
     if fitting < len(backbone) / 2:
         raise UserError(
-            f'{key}: {path} is of another model: it fits {fitting} of the {len(backbone)} '
+            f'{key}: {path} does not match the model: it fits {fitting} of the {len(backbone)} '
             f'weights of the backbone; give a checkpoint of the same backbone ({CONVERT})'
         )
 
