@@ -6,23 +6,19 @@ Each function takes a trace and the picture of one of its images, an RGB array (
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
 from .blocks import DeformableBlock
+from .sheet import STYLE, Areas, Sheet
 from .tracer import Trace
 
 Pixel = tuple[float, float]
@@ -32,17 +28,6 @@ white stands for their black, which is lost on photographs."""
 HEAT, WEIGHT = 'inferno', 'plasma'
 QUERY = '#00e5ff'
 MOST_COLUMNS = 4
-PANEL = 2.1
-"""Width of a panel in inches, if images are square."""
-MARGIN = 0.03
-"""White around an image, in its longer sides, for markers at its border."""
-STYLE: Any = {
-    'font.size': 7,
-    'axes.titlesize': 7.5,
-    'axes.titlepad': 2.5,
-    'svg.fonttype': 'none',  # text stays text
-    'pdf.fonttype': 42,
-}
 
 
 def default_blocks(trace: Trace) -> list[DeformableBlock]:
@@ -161,8 +146,8 @@ def points_figure(
     chosen = deformable_blocks(trace, blocks)
     columns = min(MOST_COLUMNS, max(block.groups for block in chosen))
     layout = [-(-block.groups // columns) for block in chosen]
-    sheet = _Sheet.make(trace, picture, image, sum(layout), columns, title)
-    sizes = _Areas(sheet, max(block.grid[1] for block in chosen))
+    sheet = Sheet.make(trace, picture, image, sum(layout), columns, title)
+    sizes = Areas(sheet, max(block.grid[1] for block in chosen))
     for block, first in zip(chosen, np.cumsum([0, *layout])):
         received = attention_received(block, image).cpu().numpy()
         # Where the clamping of positions would put reference points that lie beyond the map.
@@ -231,7 +216,7 @@ def queries_figure(
             row += -(-block.heads // columns)
         if not by_head:
             row += -(-len(queries) // columns)
-    sheet = _Sheet.make(trace, picture, image, row, columns, title)
+    sheet = Sheet.make(trace, picture, image, row, columns, title)
     for at, column, label, block, cell, weights in panels:
         axes = sheet.panel(at, column, fade=0.35)
         axes.set_title(label)
@@ -266,14 +251,14 @@ def heat_figure(
     panels = len(chosen) + 1
     columns = min(MOST_COLUMNS, panels)
     rows = -(-panels // columns)
-    sheet = _Sheet.make(trace, picture, image, rows, columns, title)
+    sheet = Sheet.make(trace, picture, image, rows, columns, title)
     sheet.panel(0, 0).set_title('image')
     heats = [heat_map(trace, [block], image) for block in chosen]
     high = max(2.0, max(float(np.percentile(heat, 99.8)) for heat in heats))
     for number, (block, heat) in enumerate(zip(chosen, heats), start=1):
         axes = sheet.panel(number // columns, number % columns, gray=True)
         axes.set_title(f'block {block.name}')
-        _draw_heat(axes, heat, trace, image, high)
+        draw_heat(axes, heat, trace, image, high)
     sheet.colorbar(HEAT, 0, high, 'attention received, relative to the mean')
     return sheet.figure
 
@@ -301,7 +286,8 @@ def _draw_points(
     )
 
 
-def _draw_heat(axes: Axes, heat: NDArray, trace: Trace, image: int, high: float) -> None:
+def draw_heat(axes: Axes, heat: NDArray, trace: Trace, image: int, high: float) -> None:
+    """Lay a heat map over the picture of a panel."""
     top, left, bottom, right = trace.images[image].seen
     limits = axes.axis()
     axes.imshow(
@@ -309,90 +295,3 @@ def _draw_heat(axes: Axes, heat: NDArray, trace: Trace, image: int, high: float)
         interpolation='bilinear', zorder=1,
     )  # fmt: skip
     axes.axis(limits)
-
-
-@dataclass
-class _Areas:
-    """Areas of markers, in points^2, that stand for received attention."""
-
-    sheet: '_Sheet'
-    columns: int
-
-    def of(self, received: NDArray) -> NDArray:
-        spacing = 72 * self.sheet.width / self.columns
-        return min(7.5, 0.3 * spacing) ** 2 * np.clip(received, 0.05, 9)
-
-
-@dataclass
-class _Sheet:
-    """A figure of panels that show the same picture."""
-
-    figure: Figure
-    panels: NDArray
-    picture: NDArray
-    seen: tuple[float, float, float, float]
-    width: float
-
-    @classmethod
-    def make(
-        cls, trace: Trace, picture: NDArray, image: int, rows: int, columns: int, title: str
-    ) -> '_Sheet':
-        size = trace.images[image].size
-        if picture.shape[:2] != size:
-            shape = ' x '.join(map(str, picture.shape[:2]))
-            raise ValueError(
-                f'the picture is {shape}, the image of the trace {size[0]} x {size[1]}'
-            )
-        seen = trace.images[image].seen
-        ratio = (seen[2] - seen[0]) / (seen[3] - seen[1])
-        width = PANEL / min(1.3, max(0.6, ratio)) ** 0.5
-        inches = columns * (width + 0.06), rows * (width * ratio + 0.2) + 0.42 + 0.2 * bool(title)
-        layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
-        figure = Figure(figsize=inches, dpi=200, layout=layout)
-        panels = figure.subplots(rows, columns, squeeze=False)
-        if title:
-            figure.suptitle(title, x=0.01, ha='left', size=8.5, weight='bold')
-        for axes in panels.flat:
-            axes.axis('off')
-        return cls(figure, panels, picture, seen, width)
-
-    def panel(self, row: int, column: int, fade: float = 0.0, gray: bool = False) -> Axes:
-        """A panel with the picture, mixed with white by ``fade``, perhaps without colors."""
-        axes = self.panels[row, column]
-        shown = np.asarray(self.picture, np.float32) / 255
-        if gray and shown.ndim == 3:
-            shown = shown @ np.array([0.299, 0.587, 0.114], np.float32)
-        shown = shown * (1 - fade) + fade
-        few = max(shown.shape[:2]) < 160
-        axes.imshow(
-            shown, cmap='gray', vmin=0, vmax=1, interpolation='bicubic' if few else 'antialiased'
-        )
-        top, left, bottom, right = self.seen
-        shown_part = axes.images[0]
-        shown_part.set_clip_path(
-            Rectangle((left, top), right - left, bottom - top, transform=axes.transData)
-        )
-        margin = MARGIN * max(bottom - top, right - left)
-        axes.set_xlim(left - margin, right + margin)
-        axes.set_ylim(bottom + margin, top - margin)
-        return axes
-
-    def legend(self, handles: Sequence[Line2D]) -> None:
-        self.figure.legend(
-            handles=handles,
-            loc='outside lower center',
-            ncols=len(handles),
-            frameon=False,
-            fontsize=7,
-            handletextpad=0.8,
-            columnspacing=2.5,
-        )
-
-    def colorbar(self, cmap: str, low: float, high: float, label: str) -> None:
-        shades = ScalarMappable(Normalize(low, high), cmap)
-        bar = self.figure.colorbar(
-            shades, ax=self.panels, location='bottom', shrink=0.5, aspect=40, pad=0.015
-        )
-        bar.set_label(label, size=7)
-        bar.ax.tick_params(labelsize=6.5, length=2, pad=1.5)
-        bar.outline.set_linewidth(0.4)

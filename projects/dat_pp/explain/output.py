@@ -9,8 +9,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from .figures import STYLE, Pixel, deformable_blocks, heat_figure, points_figure, queries_figure
-from .figures import strongest as strongest_pixels
+from .figures import (
+    Pixel,
+    deformable_blocks,
+    heat_figure,
+    points_figure,
+    queries_figure,
+    strongest,
+)
+from .sheet import STYLE
 from .tracer import Trace
 
 FORMATS = ('png', 'pdf', 'svg')
@@ -54,7 +61,7 @@ def draw(
     """
     chosen = deformable_blocks(trace, blocks)
     if queries is None:
-        queries = strongest_pixels(trace, chosen, image)
+        queries = strongest(trace, chosen, image)
     common: dict[str, Any] = dict(
         trace=trace, picture=picture, image=image, blocks=[b.name for b in chosen], title=title
     )
