@@ -420,6 +420,29 @@ def test_folder_is_preferred_to_id(saved, tmp_path, monkeypatch):
     assert same_state(DATClassifier.from_pretrained('owner/name'), classifier())
 
 
+# Documentation, configs
+
+
+@pytest.mark.slow
+def test_page(tmp_path):
+    """The code of docs/hub.md, in an empty folder."""
+    pytest.importorskip('timm')
+    page = Path(__file__).parents[1] / 'docs' / 'hub.md'
+    code = re.findall(r'^```python\n(.*?)^```', page.read_text(encoding='utf-8'), re.M | re.S)
+    assert len(code) == 3
+    done = python(tmp_path, '-c', '\n'.join([*code, 'print(model.num_classes)']))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == '2'
+    assert sorted(path.name for path in (tmp_path / 'cats').iterdir()) == FILES
+
+
+def test_weights_in_a_config(saved):
+    file = saved / 'model.safetensors'
+    model = build(init_cfg=dict(type='Pretrained', checkpoint=str(file)))
+    model.init_weights()
+    assert torch.equal(model.stem.conv1.weight, classifier().stem.conv1.weight)
+
+
 # timm
 
 

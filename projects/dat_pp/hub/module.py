@@ -10,7 +10,7 @@ from torch import nn
 from ..weights import load_pretrained
 from .fetch import fetch
 
-Model = TypeVar('Model', bound='HubModule')
+T = TypeVar('T', bound='HubModule')
 
 
 class HubModule(nn.Module):
@@ -55,7 +55,7 @@ class HubModule(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls: type[Model],
+        cls: type[T],
         name: str | os.PathLike[str],
         *,
         revision: str | None = None,
@@ -63,7 +63,7 @@ class HubModule(nn.Module):
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         **kwargs: Any,
-    ) -> Model:
+    ) -> T:
         """Load a model that :meth:`save_pretrained` wrote, after checking the weights' SHA-256.
 
         A backbone also loads the folder of a classifier, without its head.
