@@ -172,8 +172,8 @@ class DAT(HubModule):
         """
         if self.is_init:
             return
-        cfgs = self.init_cfg or []
-        cfgs = [cfgs] if isinstance(cfgs, dict) else cfgs
+        init_cfg = self.init_cfg or []
+        cfgs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg
         pretrained = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']
         others = [cfg for cfg in cfgs if cfg['type'] != 'Pretrained']
         try:
@@ -187,7 +187,7 @@ class DAT(HubModule):
         else:
             self.init_cfg = others
             BaseModule.init_weights(self)
-            self.init_cfg = cfgs
+            self.init_cfg = init_cfg
         for cfg in pretrained:
             load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'))
         self.is_init = True
