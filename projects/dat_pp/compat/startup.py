@@ -11,13 +11,14 @@ pip does not know of these files; without ``dat_pp`` they do nothing.
 """
 
 import argparse
+import importlib.util
 import shutil
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
 from . import imports
-from .mmengine import SKIPPED
+from .mmengine import CHANGES, SKIPPED
 
 # One line: that is all a .pth file can run.
 HOOK = 'import _dat_pp_imports; _dat_pp_imports.import_when_needed("dat_pp")\n'
@@ -36,7 +37,7 @@ def files(folder: str | None = None) -> tuple[Path, Path]:
 def install(folder: str | None = None) -> None:
     module, hook = files(folder)
     shutil.copyfile(imports.__file__, module)
-    hook.write_text(HOOK)
+    hook.write_text(HOOK, encoding='utf-8')
 
 
 def remove(folder: str | None = None) -> None:
@@ -54,8 +55,15 @@ def status(folder: str | None = None) -> str:
     ):
         state = 'installed by another version of dat_pp: install it again'
     lines = [f'{hook}: {state}']
+    if importlib.util.find_spec('mmengine'):
+        for name in CHANGES:  # importing the modules makes the changes
+            importlib.import_module(name)
     lines += [f'left as it is: {name}: {reason}' for name, reason in SKIPPED.items()]
     return '\n'.join(lines)
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding='utf-8')
 
 
 def main(argv: Sequence[str] | None = None) -> None:
