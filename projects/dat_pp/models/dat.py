@@ -172,8 +172,8 @@ class DAT(HubModule):
         """
         if self.is_init:
             return
-        init_cfg = self.init_cfg or []
-        cfgs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg
+        init_cfg = self.init_cfg
+        cfgs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
         pretrained = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']
         others = [cfg for cfg in cfgs if cfg['type'] != 'Pretrained']
         try:
