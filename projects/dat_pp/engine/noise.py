@@ -11,8 +11,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-from mmengine.logging import MMLogger
-
 # Beginnings of messages, as regular expressions.
 WARNINGS = (
     # mmdet imports every metric, and one of them asks for a package that only it uses.
@@ -62,7 +60,7 @@ _LOG_FILTER = _LogFilter()
 @contextlib.contextmanager
 def hide_noise() -> Iterator[None]:
     """Hide ``WARNINGS``, and ``LOG_LINES`` of mmengine's current logger."""
-    hide_log_lines(MMLogger.get_current_instance())
+    hide_log_lines(_current_logger())
     with warnings.catch_warnings():
         for message in WARNINGS:
             warnings.filterwarnings('ignore', message)
@@ -90,7 +88,7 @@ def hide_printed() -> Iterator[None]:
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
     """Hide all output, log lines and warnings: for trial builds, which the real build repeats."""
-    logger = MMLogger.get_current_instance()
+    logger = _current_logger()
     # logging.disable() would not do: mmengine's loggers remember what was enabled.
     handlers, logger.handlers = logger.handlers, []
     try:
@@ -99,3 +97,12 @@ def silence() -> Iterator[None]:
             yield
     finally:
         logger.handlers = handlers
+
+
+def _current_logger() -> logging.Logger:
+    """mmengine's current logger; without mmengine, that of this package."""
+    try:
+        from mmengine.logging import MMLogger
+    except ModuleNotFoundError:
+        return logging.getLogger('dat_pp')
+    return MMLogger.get_current_instance()
