@@ -1,14 +1,19 @@
 """How the C++ kernels are compiled, cached and loaded."""
 
 import ctypes
+import os
 import shutil
 import stat
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+from operators import OPERATORS, check
 
 from dat_pp.ops import deformable, deformable_attention, native, neighborhood
 from dat_pp.ops.native import build
@@ -81,21 +86,106 @@ def test_wrong_mirror(source: Path) -> None:
         native.Kernels(source, Longer, ROWS=32).load()
 
 
+# Without OpenMP, as with Clang, the kernels start threads themselves.
+NO_OPENMP = 'case "$*" in *-shared*) exec c++ "$@";; *) echo "#define __clang__ 14";; esac'
+SEVERAL_TASKS = {
+    'deformable': dict(groups=2, size=(40, 21), samples=37, dim=24, table=(31, 9)),
+    'neighborhood': dict(batch=2, heads=2, size=(37, 21), kernel=5, dim=24),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['c++', 'clang++', 'clang++-14'])
+@pytest.mark.parametrize('name', ['c++', 'clang++', 'no OpenMP'])
 @pytest.mark.parametrize('package', [deformable, neighborhood])
 def test_real_kernels(
-    package: object, name: str, monkeypatch: pytest.MonkeyPatch, cache: Path
+    package: ModuleType, name: str, compiler: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They compile without warnings with GCC and Clang."""
-    if shutil.which(name) is None:
+    """They compile without warnings with GCC and Clang, and compute the same on several threads."""
+    if name == 'no OpenMP':
+        log = compiler(NO_OPENMP)
+    elif shutil.which(name):
+        monkeypatch.setenv('CXX', f'{name} -Wall -Werror')
+    else:
         pytest.skip(f'there is no {name}')
-    monkeypatch.setenv('CXX', f'{name} -Wall -Werror')
     real = package.native.KERNELS
     kernels = native.Kernels(real.source, real.arguments)
     kernels.flags = real.flags
     assert kernels.load() is None
     assert kernels.lanes in (8, 16)
+    if name == 'no OpenMP':
+        assert '-fopenmp' not in log.read_text()
+
+    monkeypatch.setattr(package.native, 'KERNELS', kernels)
+    operator = OPERATORS[package.__name__.rpartition('.')[2]]
+    inputs = operator.make(**SEVERAL_TASKS[package.__name__.rpartition('.')[2]])
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        check(operator, inputs, 'native')
+        check(operator, operator.make(batch=0), 'native')
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(('macro', 'expected'), [('__GNUC__', True), ('__clang__', False)])
+def test_openmp(compiler: Callable, source: Path, macro: str, expected: bool) -> None:
+    """Of GCC only: Clang's would be a second runtime beside PyTorch's."""
+    log = compiler(f'case "$*" in *-shared*) exec c++ "$@";; *) echo "#define {macro} 12";; esac')
+    assert native.Kernels(source, Arguments, ROWS=1).load() is None
+    assert ('-fopenmp' in log.read_text()) == expected
+
+
+@pytest.mark.parametrize(
+    ('refused', 'expected'),
+    [('-march=native', '-mcpu=native'), ('native', ''), ('no-flag', '-march=native')],
+)
+def test_processor(compiler: Callable, source: Path, refused: str, expected: str) -> None:
+    """A flag for the processor at hand, if the compiler has one: they differ on ARM."""
+    log = compiler(
+        f'case "$*" in *{refused}*) echo "error: unsupported" >&2; exit 1;; '
+        '*-shared*) for last; do :; done; : > "$last";; esac'
+    )
+    native.Kernels(source, Arguments, ROWS=1).load()
+    (command,) = (line for line in log.read_text().splitlines() if '-shared' in line)
+    assert command.startswith(expected or '-O3')
+
+
+WINDOWS = """
+import sys, torch, warnings
+sys.platform = 'win32'
+for name in ('fcntl', 'grp', 'pwd', 'resource', 'termios'):
+    sys.modules[name] = None
+import dat_pp, dat_pp.compat.natten
+q, bias = torch.rand(1, 1, 5, 5, 8, requires_grad=True), torch.zeros(1, 5, 5)
+k, axis = torch.rand(1, 1, 4, 8), torch.zeros(5)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    for _ in range(3):
+        dat_pp.neighborhood_attention(q, q, q, bias).sum().backward()
+        dat_pp.deformable_attention(q, k, k, torch.zeros(1, 1, 4, 2), None, axis, axis)
+print(*(warning.message for warning in caught), sep='\\n')
+out = dat_pp.neighborhood_attention(q, q, q, bias)
+assert torch.equal(out, dat_pp.neighborhood_attention(q, q, q, bias, backend='blocked'))
+try:
+    dat_pp.neighborhood_attention(q, q, q, bias, backend='native')
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No compiler is looked for: ``blocked`` runs after one warning."""
+    monkeypatch.delenv('DAT_PP_BACKEND', raising=False)
+    run = subprocess.run(
+        [sys.executable, '-c', WINDOWS], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ''
+    assert run.stdout.splitlines() == [
+        'attention on CPUs is slow: its kernels have no Windows version',
+        "backend is 'native', which cannot run: its kernels have no Windows version",
+    ]
+    assert not list(tmp_path.iterdir())
 
 
 def test_constants_stand_once() -> None:
@@ -131,7 +221,7 @@ def test_kept(compiler: Callable, cache: Path, source: Path) -> None:
 def test_what_names_depend_on(
     compiler: Callable, cache: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each processor (homes are shared), constant and text has a library of its own."""
+    """Each compiler, processor (homes are shared), constant and text has a library of its own."""
     log = compiler(TARGET)
     assert native.Kernels(source, Arguments, ROWS=1).load() is None
     monkeypatch.setenv('TARGET', '#define __AVX2__ 1')
@@ -139,8 +229,11 @@ def test_what_names_depend_on(
     assert native.Kernels(source, Arguments, ROWS=2).load() is None
     source.write_text(source.read_text() + '\n')
     assert native.Kernels(source, Arguments, ROWS=2).load() is None
-    assert log.read_text().count('-shared') == 4
-    assert len(list(cache.iterdir())) == 4
+    monkeypatch.setenv('CXX', f'{os.environ["CXX"]} -O2')
+    build._compiler.cache_clear()
+    assert native.Kernels(source, Arguments, ROWS=2).load() is None
+    assert log.read_text().count('-shared') == 5
+    assert len(list(cache.iterdir())) == 5
 
 
 def test_no_compiler(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

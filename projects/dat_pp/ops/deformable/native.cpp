@@ -196,13 +196,11 @@ struct Tile {
 
 template <int D>
 void forward(const Arguments& a) {
-#pragma omp parallel num_threads(a.threads)
-    {
+    parallel(a.threads, a.pairs() * a.tiles(), [&](auto next) {
         Tile<D> tile(a);
         std::vector<float> sums(TILE_ROWS * D * LANES);
         vec row_max[TILE_ROWS], row_sum[TILE_ROWS];
-#pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < a.pairs() * a.tiles(); ++task) {
+        for (int64_t task; next(task);) {
             tile.place(task / a.tiles(), task % a.tiles());
             std::fill(sums.begin(), sums.end(), 0.f);
             for (int r = 0; r < tile.rows; ++r) {
@@ -227,13 +225,12 @@ void forward(const Arguments& a) {
                     to[lane] = row_max[r][lane] + std::log(row_sum[r][lane]);
             }
         }
-    }
+    });
 }
 
 template <int D>
 void backward(const Arguments& a) {
-#pragma omp parallel num_threads(a.threads)
-    {
+    parallel(a.threads, a.splits * a.pairs(), [&](auto next) {
         Tile<D> tile(a);
         std::vector<float> buffers(4 * TILE_ROWS * D * LANES);
         float* query_rows = buffers.data();
@@ -244,8 +241,7 @@ void backward(const Arguments& a) {
         alignas(64) vec block_grad[BLOCK], lses[TILE_ROWS], deltas[TILE_ROWS];
         alignas(64) float grad_keys[BLOCK * D], grad_values[BLOCK * D];
         std::vector<float> padded(tile.table.size());
-#pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < a.splits * a.pairs(); ++task) {
+        for (int64_t task; next(task);) {
             int64_t split = task / a.pairs(), pair = task % a.pairs();
             float* grad_k = a.grad_k + task * a.samples * D;
             float* grad_v = a.grad_v + task * a.samples * D;
@@ -333,7 +329,7 @@ void backward(const Arguments& a) {
                             &padded[(r + 1) * tile.table_stride + 1],
                             sizeof(float) * a.table_columns);
         }
-    }
+    });
 }
 
 }  // namespace

@@ -13,6 +13,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -28,9 +29,10 @@ from ..context import constant_when_compiled
 HEADER = Path(__file__).with_name('kernels.h')
 HEAD_SIZES = (32, 64)
 """Channels that heads are padded to."""
+MACHINES = ('-march=native',), ('-mcpu=native',), ()
+"""Flags for this processor, of which the first that the compiler takes counts; ARM has either."""
 FLAGS = (
-    *shlex.split('-O3 -march=native -std=c++17 -fopenmp -fPIC -shared -ffp-contract=fast'),
-    '-Wno-psabi',
+    *shlex.split('-O3 -std=c++17 -pthread -fPIC -shared -ffp-contract=fast -Wno-psabi'),
     f'-DFOR_EACH_HEAD_SIZE(X)={" ".join(f"X({size})" for size in HEAD_SIZES)}',
 )
 
@@ -133,16 +135,21 @@ class Kernels:
         compiler = _compiler()
         if isinstance(compiler, str):
             raise _BuildError(compiler)
-        path = self._cache_path(compiler)
+        flags, macros = _machine(compiler)
+        command = [*compiler, *flags, *self.flags]
+        if '__clang__' not in macros:
+            # Threads of PyTorch's pool. Clang's OpenMP would be a second runtime in the process, if
+            # it is installed at all; kernels.h starts threads itself there.
+            command.append('-fopenmp')
+        path = self._cache_path(command, macros)
         if not path.exists():
-            self._compile(compiler, path)
+            self._compile(command, path)
         return path
 
-    def _cache_path(self, compiler: Sequence[str]) -> Path:
-        # What -march=native means differs between machines, which may share a home folder.
-        target = _run([*compiler, '-march=native', '-dM', '-E', '-x', 'c++', os.devnull])
+    def _cache_path(self, command: Sequence[str], macros: str) -> Path:
+        # Macros: what -march=native means differs between machines, which may share a home folder.
         sources = [path.read_text() for path in (HEADER, self.source)]
-        parts = [*sources, *self.flags, target, platform.platform()]
+        parts = [*sources, *command, macros, platform.platform()]
         name = hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:32]
         try:
             folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'dat_pp'
@@ -151,12 +158,12 @@ class Kernels:
             raise _BuildError(f'its cache folder cannot be made: {error}') from error
         return folder / f'{name}.so'
 
-    def _compile(self, compiler: Sequence[str], path: Path) -> None:
+    def _compile(self, command: Sequence[str], path: Path) -> None:
         # Other processes may compile at the same time: the last one replaces an equal file.
         try:
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 out = Path(folder) / path.name
-                _run([*compiler, *self.flags, str(self.source), '-o', str(out)])
+                _run([*command, str(self.source), '-o', str(out)])
                 out.replace(path)
         except OSError as error:
             raise _BuildError(f'its cache folder cannot be written: {error}') from error
@@ -178,9 +185,23 @@ def _run(command: Sequence[str]) -> str:
         raise _BuildError(f'the C++ compiler does not start: {error}') from error
 
 
+def _machine(compiler: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """Those of ``MACHINES`` that the compiler takes, and the macros it defines with them."""
+    for flags in MACHINES:
+        try:
+            return flags, _run([*compiler, *flags, '-dM', '-E', '-x', 'c++', os.devnull])
+        except _BuildError as error:
+            failure = error
+    raise failure
+
+
 @functools.cache
 def _compiler() -> list[str] | str:
     """Command of the C++ compiler, ``$CXX`` or ``c++``; why there is none, after a warning."""
+    if sys.platform == 'win32':
+        reason = 'its kernels have no Windows version'
+        _warn(reason)
+        return reason
     command = shlex.split(os.environ.get('CXX', '')) or ['c++']
     if shutil.which(command[0]):
         return command

@@ -8,10 +8,13 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <system_error>
+#include <thread>
 #include <type_traits>
 #include <vector>
 
@@ -75,6 +78,35 @@ struct Map {
         auto run = [&](auto dim) { FUNCTION<decltype(dim)::value>(__VA_ARGS__); }; \
         switch (size) { FOR_EACH_HEAD_SIZE(CASE_HEAD_SIZE) }                    \
     }
+
+// Calls body(next) on every thread; ``while (next(task))`` gives it one task of ``count`` after the
+// other, until all are taken.
+//
+// With OpenMP the threads are those of PyTorch's own pool. Where OpenMP would bring in a runtime of
+// its own beside PyTorch's, build.py leaves it out, and threads are started here.
+template <class Body>
+inline void parallel(int64_t threads, int64_t count, const Body& body) {
+    std::atomic<int64_t> taken{0};
+    auto work = [&] {
+        body([&](int64_t& task) {
+            task = taken.fetch_add(1, std::memory_order_relaxed);
+            return task < count;
+        });
+    };
+    threads = std::max<int64_t>(std::min(threads, count), 1);
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+    work();
+#else
+    std::vector<std::thread> others;
+    try {
+        while (static_cast<int64_t>(others.size()) < threads - 1) others.emplace_back(work);
+    } catch (const std::system_error&) {  // no more threads: those that there are do all tasks
+    }
+    work();
+    for (std::thread& other : others) other.join();
+#endif
+}
 
 // Read by Python when it loads the library: the size of the struct of arguments and of a vector.
 #define EXPORT_LAYOUT(ARGUMENTS)                                  \

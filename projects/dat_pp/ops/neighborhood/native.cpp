@@ -87,49 +87,47 @@ struct Strip {
 
 template <int D>
 void forward(const Arguments& a) {
-#pragma omp parallel num_threads(a.threads)
-    {
+    parallel(a.threads, a.pairs() * a.bands(), [&](auto next) {
         Strip<D> strip(a);
         alignas(64) float sums[D * LANES];
-#pragma omp for schedule(dynamic) collapse(2)
-        for (int64_t pair = 0; pair < a.pairs(); ++pair)
-            for (int64_t band = 0; band < a.bands(); ++band)
-                for (int64_t x = 0; x < a.width; x += LANES) {
-                    strip.place(pair, x);
-                    for (int64_t y = band * BAND_ROWS; y < std::min(a.height, (band + 1) * BAND_ROWS); ++y) {
-                        read_queries<D>(a.q.at(strip.b, strip.h, y, x), a.q.column, strip.lanes,
-                                        strip.queries, nullptr);
-                        strip.read_logits(y);
-                        vec row_max = splat(-INFINITY), row_sum = {};
-                        for (int64_t i = 0; i < a.kernel; ++i)
-                            for (int64_t key = 0; key < strip.count; ++key)
-                                row_max = maximum(row_max, strip.logits[i * BLOCK + key]);
-                        std::memset(sums, 0, sizeof sums);
-                        for (int64_t i = 0; i < a.kernel; ++i) {
-                            vec* row = strip.logits + i * BLOCK;
-                            for (int64_t key = 0; key < strip.count; ++key) {
-                                row[key] = exponential(row[key] - row_max);
-                                row_sum += row[key];
-                            }
-                            const float* values = strip.read(a.v, a.start(y, a.height) + i, 1);
-                            add_weighted<D>(row, values, strip.count, splat(1), sums);
+        for (int64_t task; next(task);) {
+            int64_t pair = task / a.bands(), band = task % a.bands();
+            for (int64_t x = 0; x < a.width; x += LANES) {
+                strip.place(pair, x);
+                for (int64_t y = band * BAND_ROWS; y < std::min(a.height, (band + 1) * BAND_ROWS); ++y) {
+                    read_queries<D>(a.q.at(strip.b, strip.h, y, x), a.q.column, strip.lanes,
+                                    strip.queries, nullptr);
+                    strip.read_logits(y);
+                    vec row_max = splat(-INFINITY), row_sum = {};
+                    for (int64_t i = 0; i < a.kernel; ++i)
+                        for (int64_t key = 0; key < strip.count; ++key)
+                            row_max = maximum(row_max, strip.logits[i * BLOCK + key]);
+                    std::memset(sums, 0, sizeof sums);
+                    for (int64_t i = 0; i < a.kernel; ++i) {
+                        vec* row = strip.logits + i * BLOCK;
+                        for (int64_t key = 0; key < strip.count; ++key) {
+                            row[key] = exponential(row[key] - row_max);
+                            row_sum += row[key];
                         }
-                        write_queries<D>(sums, 1.f / row_sum, strip.lanes,
-                                         a.out.at(strip.b, strip.h, y, x), a.out.column);
-                        float* to = a.lse + (pair * a.height + y) * a.width + x;
-                        for (int lane = 0; lane < strip.lanes; ++lane)
-                            to[lane] = row_max[lane] + std::log(row_sum[lane]);
+                        const float* values = strip.read(a.v, a.start(y, a.height) + i, 1);
+                        add_weighted<D>(row, values, strip.count, splat(1), sums);
                     }
+                    write_queries<D>(sums, 1.f / row_sum, strip.lanes,
+                                     a.out.at(strip.b, strip.h, y, x), a.out.column);
+                    float* to = a.lse + (pair * a.height + y) * a.width + x;
+                    for (int lane = 0; lane < strip.lanes; ++lane)
+                        to[lane] = row_max[lane] + std::log(row_sum[lane]);
                 }
-    }
+            }
+        }
+    });
 }
 
 template <int D>
 void backward(const Arguments& a) {
     // band_grads: gradients of keys and values, (pair, band, k or v, row, x, d). Bands overlap.
     const int64_t reach = BAND_ROWS + a.kernel - 1, part = reach * a.width * D;
-#pragma omp parallel num_threads(a.threads)
-    {
+    parallel(a.threads, a.pairs() * a.bands(), [&](auto next) {
         Strip<D> strip(a);
         std::vector<vec> strip_bias(a.size() * BLOCK);
         alignas(64) vec grad_logits[BLOCK];
@@ -142,74 +140,74 @@ void backward(const Arguments& a) {
             to += strip.first * D;
             for (int64_t i = 0; i < strip.count * D; ++i) to[i] += outer[i] * factor;
         };
-#pragma omp for schedule(dynamic) collapse(2)
-        for (int64_t pair = 0; pair < a.pairs(); ++pair)
-            for (int64_t band = 0; band < a.bands(); ++band) {
-                int64_t y0 = band * BAND_ROWS, task = pair * a.bands() + band;
-                float* keys = a.band_grads + task * 2 * part;
-                float* values = keys + part;
-                std::memset(keys, 0, sizeof(float) * 2 * part);
-                for (int64_t x = 0; x < a.width; x += LANES) {
-                    strip.place(pair, x);
-                    std::fill(strip_bias.begin(), strip_bias.end(), vec{});
-                    for (int64_t y = y0; y < std::min(a.height, y0 + BAND_ROWS); ++y) {
-                        read_queries<D>(a.q.at(strip.b, strip.h, y, x), a.q.column, strip.lanes,
-                                        strip.queries, query_rows);
-                        read_queries<D>(a.grad_out.at(strip.b, strip.h, y, x), a.grad_out.column,
-                                        strip.lanes, grad_columns, grad_rows);
-                        read_queries<D>(a.out.at(strip.b, strip.h, y, x), a.out.column,
-                                        strip.lanes, grad_queries, nullptr);
-                        vec row_delta = dot<D>(grad_columns, grad_queries);
-                        vec row_lse = splat(INFINITY);  // weight 0 for lanes beyond the map
-                        for (int lane = 0; lane < strip.lanes; ++lane)
-                            row_lse[lane] = a.lse[(pair * a.height + y) * a.width + x + lane];
-                        strip.read_logits(y);
-                        std::memset(grad_queries, 0, sizeof grad_queries);
-                        int64_t begin = a.start(y, a.height);
-                        for (int64_t i = 0; i < a.kernel; ++i) {
-                            vec* weights = strip.logits + i * BLOCK;
-                            vec* bias = &strip_bias[(begin + i - y + a.kernel - 1) * BLOCK];
-                            dot_keys<D>(strip.read(a.v, begin + i, 1), grad_columns, strip.count,
-                                        grad_logits);
-                            for (int64_t key = 0; key < BLOCK; ++key) {
-                                bool is_key = key < strip.count;
-                                weights[key] = is_key ? exponential(weights[key] - row_lse) : vec{};
-                                grad_logits[key] = weights[key] * (grad_logits[key] - row_delta);
-                                if (is_key) bias[key] += grad_logits[key];
-                            }
-                            int64_t row = (begin + i - a.start(y0, a.height)) * a.width * D;
-                            add_keys(weights, grad_rows, 1, values + row);
-                            add_keys(grad_logits, query_rows, a.scale, keys + row);
-                            add_weighted<D>(grad_logits, strip.read(a.k, begin + i, a.scale),
-                                            strip.count, splat(1), grad_queries);
+        for (int64_t task; next(task);) {
+            int64_t pair = task / a.bands(), y0 = task % a.bands() * BAND_ROWS;
+            float* keys = a.band_grads + task * 2 * part;
+            float* values = keys + part;
+            std::memset(keys, 0, sizeof(float) * 2 * part);
+            for (int64_t x = 0; x < a.width; x += LANES) {
+                strip.place(pair, x);
+                std::fill(strip_bias.begin(), strip_bias.end(), vec{});
+                for (int64_t y = y0; y < std::min(a.height, y0 + BAND_ROWS); ++y) {
+                    read_queries<D>(a.q.at(strip.b, strip.h, y, x), a.q.column, strip.lanes,
+                                    strip.queries, query_rows);
+                    read_queries<D>(a.grad_out.at(strip.b, strip.h, y, x), a.grad_out.column,
+                                    strip.lanes, grad_columns, grad_rows);
+                    read_queries<D>(a.out.at(strip.b, strip.h, y, x), a.out.column,
+                                    strip.lanes, grad_queries, nullptr);
+                    vec row_delta = dot<D>(grad_columns, grad_queries);
+                    vec row_lse = splat(INFINITY);  // weight 0 for lanes beyond the map
+                    for (int lane = 0; lane < strip.lanes; ++lane)
+                        row_lse[lane] = a.lse[(pair * a.height + y) * a.width + x + lane];
+                    strip.read_logits(y);
+                    std::memset(grad_queries, 0, sizeof grad_queries);
+                    int64_t begin = a.start(y, a.height);
+                    for (int64_t i = 0; i < a.kernel; ++i) {
+                        vec* weights = strip.logits + i * BLOCK;
+                        vec* bias = &strip_bias[(begin + i - y + a.kernel - 1) * BLOCK];
+                        dot_keys<D>(strip.read(a.v, begin + i, 1), grad_columns, strip.count,
+                                    grad_logits);
+                        for (int64_t key = 0; key < BLOCK; ++key) {
+                            bool is_key = key < strip.count;
+                            weights[key] = is_key ? exponential(weights[key] - row_lse) : vec{};
+                            grad_logits[key] = weights[key] * (grad_logits[key] - row_delta);
+                            if (is_key) bias[key] += grad_logits[key];
                         }
-                        write_queries<D>(grad_queries, splat(1), strip.lanes,
-                                         a.grad_q.at(strip.b, strip.h, y, x), a.grad_q.column);
+                        int64_t row = (begin + i - a.start(y0, a.height)) * a.width * D;
+                        add_keys(weights, grad_rows, 1, values + row);
+                        add_keys(grad_logits, query_rows, a.scale, keys + row);
+                        add_weighted<D>(grad_logits, strip.read(a.k, begin + i, a.scale),
+                                        strip.count, splat(1), grad_queries);
                     }
-                    float* to = a.grad_bias + task * a.size() * a.size();
-                    for (int64_t key = 0; key < strip.count; ++key)
-                        for (int lane = 0; lane < strip.lanes; ++lane) {
-                            int64_t column = strip.displacement(lane, key);
-                            for (int64_t row = 0; row < a.size() && column >= 0; ++row)
-                                to[row * a.size() + column] += strip_bias[row * BLOCK + key][lane];
-                        }
+                    write_queries<D>(grad_queries, splat(1), strip.lanes,
+                                     a.grad_q.at(strip.b, strip.h, y, x), a.grad_q.column);
+                }
+                float* to = a.grad_bias + task * a.size() * a.size();
+                for (int64_t key = 0; key < strip.count; ++key)
+                    for (int lane = 0; lane < strip.lanes; ++lane) {
+                        int64_t column = strip.displacement(lane, key);
+                        for (int64_t row = 0; row < a.size() && column >= 0; ++row)
+                            to[row * a.size() + column] += strip_bias[row * BLOCK + key][lane];
+                    }
+            }
+        }
+    });
+    parallel(a.threads, a.pairs() * a.height, [&](auto next) {
+        for (int64_t task; next(task);) {
+            int64_t pair = task / a.height, y = task % a.height;
+            for (int64_t band = 0; band < a.bands(); ++band) {
+                int64_t row = y - a.start(band * BAND_ROWS, a.height);
+                if (row < 0 || row >= reach) continue;
+                const float* keys = a.band_grads + (pair * a.bands() + band) * 2 * part;
+                for (int64_t x = 0; x < a.width; ++x) {
+                    const float* from = keys + (row * a.width + x) * D;
+                    float* k = a.grad_k.at(pair / a.heads, pair % a.heads, y, x);
+                    float* v = a.grad_v.at(pair / a.heads, pair % a.heads, y, x);
+                    for (int d = 0; d < D; ++d) k[d] += from[d], v[d] += from[part + d];
                 }
             }
-#pragma omp for schedule(static) collapse(2)
-        for (int64_t pair = 0; pair < a.pairs(); ++pair)
-            for (int64_t y = 0; y < a.height; ++y)
-                for (int64_t band = 0; band < a.bands(); ++band) {
-                    int64_t row = y - a.start(band * BAND_ROWS, a.height);
-                    if (row < 0 || row >= reach) continue;
-                    const float* keys = a.band_grads + (pair * a.bands() + band) * 2 * part;
-                    for (int64_t x = 0; x < a.width; ++x) {
-                        const float* from = keys + (row * a.width + x) * D;
-                        float* k = a.grad_k.at(pair / a.heads, pair % a.heads, y, x);
-                        float* v = a.grad_v.at(pair / a.heads, pair % a.heads, y, x);
-                        for (int d = 0; d < D; ++d) k[d] += from[d], v[d] += from[part + d];
-                    }
-                }
-    }
+        }
+    });
 }
 
 }  // namespace
