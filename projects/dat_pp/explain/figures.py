@@ -102,7 +102,7 @@ def heat_map(
             np.exp(-0.5 * ((axis[None] - points[:, i, None]) / spread[i]) ** 2)
             for i, axis in enumerate((y, x))
         ]
-        density = np.einsum('n,ny,nx->yx', weight, *near)
+        density = (weight[:, None] * near[0]).T @ near[1]
         total += density / max(density.mean(), 1e-12)
     return total / len(blocks)
 

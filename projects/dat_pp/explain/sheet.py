@@ -80,6 +80,8 @@ class Sheet:
             figure.suptitle(title, x=0.01, ha='left', size=8.5, weight='bold')
         for axes in panels.flat:
             axes.axis('off')
+            axes.set_xticks([])  # otherwise found, if not drawn
+            axes.set_yticks([])
         return cls(figure, panels, picture, seen, width)
 
     def panel(
