@@ -191,14 +191,6 @@ def test_weights_of_a_detector(tmp_path: Path, x: Tensor) -> None:
     assert load(path, num_classes=3)(x).shape == (2, 3)
 
 
-def test_hub_format(tmp_path: Path, x: Tensor) -> None:
-    model = create(num_classes=10, in_chans=1)
-    model.save_pretrained(tmp_path / 'dat')
-    loaded = timm.create_model(f'local-dir:{tmp_path / "dat"}', pretrained=True).eval()
-    assert torch.equal(loaded(x[:, :1]), model(x[:, :1]))
-    assert loaded.pretrained_cfg['crop_mode'] == 'squash'
-
-
 def test_no_weights_to_download() -> None:
     with pytest.raises(ValueError, match=r'downloads nothing: .* of dat_s .*file=PATH') as error:
         timm.create_model('dat_s', pretrained=True)
@@ -328,3 +320,72 @@ def test_fx(arch: dict, x: Tensor) -> None:
     out = traced(x)
     torch.testing.assert_close(out['logits'], model(x))
     torch.testing.assert_close(out['stage'], model.forward_intermediates(x)[1][1])
+
+
+BACKBONES = """
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+cfg = Config.fromfile('config.py')  # imports dat_pp, and mmpretrain as MMLab's own examples do
+init_default_scope('mmdet')
+detector = MODELS.build(cfg.model)
+detector.init_weights()
+backbone = detector.backbone.timm_model
+print([tuple(out.shape[1:]) for out in detector.extract_feat(torch.zeros(1, 3, 64, 64))])
+weights = torch.load('classifier.pth')
+print(all(torch.equal(value, weights[name]) for name, value in backbone.model.state_dict().items()))
+
+import mmseg.models
+
+segmentor_backbone = MODELS.build(dict(type='mmseg.TIMMBackbone', **cfg.timm))
+print([tuple(out.shape[1:]) for out in segmentor_backbone(torch.zeros(1, 3, 64, 64))])
+classifier_backbone = MODELS.build(dict(type='mmpretrain.TIMMBackbone', model_name='dat_t'))
+print([tuple(out.shape[1:]) for out in classifier_backbone(torch.zeros(1, 3, 64, 64))])
+"""
+DETECTOR = """
+custom_imports = dict(imports=['dat_pp', 'mmpretrain.models', 'mmdet.models'])
+timm = dict(
+    model_name='dat_t_pp',
+    features_only=True,
+    out_indices=(1, 2, 3),
+    pretrained=True,
+    pretrained_cfg_overlay=dict(file='classifier.pth'),
+)
+model = dict(
+    type='RetinaNet',
+    backbone=dict(type='mmpretrain.TIMMBackbone', **timm),
+    neck=dict(type='FPN', in_channels=[128, 256, 512], out_channels=8, num_outs=3),
+    bbox_head=dict(
+        type='RetinaHead',
+        num_classes=2,
+        in_channels=8,
+        feat_channels=8,
+        anchor_generator=dict(
+            type='AnchorGenerator', ratios=[1.0], scales=[4.0], strides=[8, 16, 32]
+        ),
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder'),
+        loss_cls=dict(type='FocalLoss'),
+        loss_bbox=dict(type='L1Loss'),
+    ),
+)
+"""
+
+
+@pytest.mark.slow
+def test_backbones_of_mmlab(tmp_path: Path) -> None:
+    """``TIMMBackbone`` of mmpretrain, in one of its models and in mmdet, and of mmseg."""
+    torch.save(
+        dat_pp.create_model('dat-t++', num_classes=3).state_dict(), tmp_path / 'classifier.pth'
+    )
+    (tmp_path / 'config.py').write_text(DETECTOR)
+    (tmp_path / 'build.py').write_text(BACKBONES)
+    done = python(tmp_path, 'build.py')
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith(('[', 'True', 'False'))]
+    assert lines == [
+        '[(8, 8, 8), (8, 4, 4), (8, 2, 2)]',
+        'True',
+        '[(128, 8, 8), (256, 4, 4), (512, 2, 2)]',
+        '[(768, 2, 2)]',
+    ]
