@@ -4,9 +4,14 @@ import re
 import shutil
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
 from setuptools.command.build_py import build_py
 
+if int(setuptools.__version__.partition('.')[0]) < 77:  # would install a package UNKNOWN
+    raise SystemExit(
+        f'dat_pp is built with setuptools 77 or later, here is {setuptools.__version__}: '
+        'run pip without --no-build-isolation, or upgrade setuptools'
+    )
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / 'projects' / 'dat_pp'
 MIM_FILES = ('configs', 'tools', 'model-index.yml')
@@ -63,7 +68,7 @@ def write_lazy_configs(folder: Path) -> None:
         stub.write_text(LAZY_CONFIG, encoding='utf-8')
 
 
-setup(
+setuptools.setup(
     long_description=long_description(),
     long_description_content_type='text/markdown',
     cmdclass={'build_py': BuildWithMim},

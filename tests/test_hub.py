@@ -233,6 +233,7 @@ def test_card_gives_what_is_stated(tmp_path):
     classifier().save_pretrained(tmp_path / 'a', **stated)
     card = (tmp_path / 'a' / 'README.md').read_text(encoding='utf-8')
     assert front_matter(card)['license'] == 'apache-2.0'
+    assert 'These weights: apache-2.0.' in card
     assert '| top-1 | 61.2 | these weights |' in card
     assert 'Trained on digits.' in card
 
@@ -243,6 +244,7 @@ def test_card_gives_what_is_stated(tmp_path):
         ('dat-t++', ('dat-t++', 83.9)),
         ('dat-b++-384', ('dat-b++-384', 85.9)),
         (TINY, None),
+        (dict(base='dat-t++', lpu=False), None),
     ],
 )
 def test_published_result(name, expected):
@@ -352,6 +354,15 @@ def test_missing_package(missing, saved, tmp_path, monkeypatch):
         assert same_state(DATClassifier.from_pretrained(saved), classifier())
 
 
+def test_safetensors_without_numpy(tmp_path, monkeypatch):
+    """It installs without numpy and needs it to write."""
+    monkeypatch.setitem(sys.modules, 'numpy', None)
+    with pytest.raises(ImportError, match='needs safetensors and numpy') as error:
+        classifier().save_pretrained(tmp_path / 'a')
+    one_line(error)
+    assert list(tmp_path.iterdir()) == []
+
+
 # Ids
 
 
@@ -458,6 +469,7 @@ def test_timm_settings(tmp_path):
     """Channels, classes and every setting of the architecture."""
     timm = pytest.importorskip('timm')
     model = classifier(dict(base='dat-t', **V1), in_channels=1, num_classes=7)
+    model.pretrained_cfg['input_size'] = (3, 224, 224)  # as of a published model with 3 channels
     model.save_pretrained(tmp_path / 'a')
     assert same_state(timm.create_model(f'local-dir:{tmp_path / "a"}', pretrained=True), model)
 

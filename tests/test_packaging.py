@@ -59,6 +59,18 @@ def test_lowest_torch_is_the_documented_one():
     assert f'| PyTorch | {lowest} or later' in page
 
 
+def test_old_setuptools_is_refused(tmp_path):
+    """With --no-build-isolation pip takes what is installed; mim's is 60.2."""
+    code = (
+        "import runpy, setuptools; setuptools.__version__ = '60.2.0'\n"
+        f'runpy.run_path({str(ROOT / "setup.py")!r})\n'
+    )
+    done = python(tmp_path, '-c', code)
+    assert done.returncode == 1
+    assert done.stderr.startswith('dat_pp is built with setuptools 77 or later, here is 60.2.0')
+    assert len(done.stderr.splitlines()) == 1
+
+
 def relative_links(description: str) -> list[str]:
     return re.findall(r'\]\((?!\w+:)[^)]*\)', description)
 

@@ -91,13 +91,13 @@ def _config(model: Any, label_names: Sequence[str] | None, license: str | None) 
         raise ValueError(f'{len(label_names)} label_names for {num_classes} classes')
     pretrained_cfg = {key: cfg[key] for key in cfg if key in PREPROCESSING}
     pretrained_cfg['num_classes'] = num_classes
+    if size := _input_size(model):
+        pretrained_cfg['input_size'] = size
     if license:
         pretrained_cfg['license'] = license
     arch = dataclasses.asdict(model.arch)
     variant, settings = _closest_variant(arch)
     model_args: dict[str, Any] = {} if arch == settings else dict(arch=arch)
-    if model.in_chans != 3:
-        model_args['in_chans'] = model.in_chans
     dtypes = (v.dtype for v in model.state_dict().values() if v.is_floating_point())
     return dict(
         architecture=variant,
@@ -125,8 +125,14 @@ def _closest_variant(arch: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def published_result(model: Any) -> tuple[str, float] | None:
     """Name and top-1 accuracy of the published classifier with this architecture and input."""
-    size = tuple(getattr(model, 'pretrained_cfg', {}).get('input_size', ()))  # timm has lists
+    size = _input_size(model)
     for name, row in PUBLISHED.items():
         if size == (3, row.input_size, row.input_size) and model.arch == resolve_arch(row.arch):
             return name, row.top1
     return None
+
+
+def _input_size(model: Any) -> tuple[int, ...]:
+    """Channels, height and width of the input; empty if the model has no preprocessing."""
+    size = getattr(model, 'pretrained_cfg', {}).get('input_size', ())
+    return (model.in_chans, *size[1:]) if size else ()
