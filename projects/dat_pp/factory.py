@@ -92,8 +92,8 @@ def create_model(
     """Create a classifier or a feature pyramid, without weights or with those of a file.
 
     Args:
-        name: A published model in any spelling, see :func:`find`, or a dict of the settings of
-            :class:`dat_pp.models.arch.Arch`.
+        name: A published model in any spelling, see :func:`dat_pp.factory.find`, or a dict of the
+            settings of :class:`dat_pp.models.arch.Arch`.
         pretrained: A checkpoint file: published, converted, of OpenMMLab's libraries or
             ``.safetensors``; a folder that ``save_pretrained`` wrote; or the id of a repository on
             the Hugging Face Hub (``owner/name``). Nothing is downloaded for True: published weights
@@ -102,11 +102,11 @@ def create_model(
         features_only: Whether to create the backbone, :class:`dat_pp.DAT`, which returns a tuple
             of feature maps (B, C_i, H / stride, W / stride) and has ``feature_info``.
         out_indices: Its stages whose feature maps are returned.
-        kwargs: Other arguments of :class:`dat_pp.models.DATClassifier` or :class:`dat_pp.DAT`;
+        kwargs: Other arguments of :class:`dat_pp.DATClassifier` or :class:`dat_pp.DAT`;
             timm's ``in_chans`` and ``proj_drop_rate`` stand for ``in_channels`` and ``drop_rate``.
 
     Returns:
-        A :class:`dat_pp.models.DATClassifier`, (B, 3, H, W) -> (B, num_classes), or a
+        A :class:`dat_pp.DATClassifier`, (B, 3, H, W) -> (B, num_classes), or a
         :class:`dat_pp.DAT`, in training mode.
 
     Raises:

@@ -54,7 +54,8 @@ class DAT(HubModule):
             :func:`dat_pp.weights.load_pretrained`.
 
     Attributes:
-        feature_info: Channels and reduction of the stages, a :class:`FeatureInfo`.
+        feature_info: Channels and reduction of the stages, a
+            :class:`dat_pp.models.features.FeatureInfo`.
 
     Raises:
         ValueError: An argument is out of range or does not fit; the message names the choices.
