@@ -1,4 +1,4 @@
-"""Importing the package loads neither Triton nor the compiler of PyTorch, whatever is installed."""
+"""A Triton that cannot be used is why its backend cannot run, not an error at import."""
 
 import os
 import subprocess
@@ -39,14 +39,6 @@ def run(script: str, folder: Path, **env: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-@pytest.mark.slow
-def test_loads_no_compiler(tmp_path: Path) -> None:
-    script = (
-        "import dat_pp, sys; print([m for m in ('triton', 'torch._dynamo') if m in sys.modules])"
-    )
-    assert run(script, tmp_path) == '[]\n'
 
 
 @pytest.mark.slow
