@@ -5,7 +5,9 @@ import torch
 from mmengine.analysis import FlopAnalyzer
 from torch import Tensor, nn
 
+from dat_pp.compat.flops import handlers
 from dat_pp.ops import deformable_attention, neighborhood_attention
+from dat_pp.ops.flops import FORMULAS, deformable_attention_flops
 
 HEADS, HEIGHT, WIDTH, DIM, SAMPLES, KERNEL = 4, 9, 11, 8, 12, 5
 
@@ -51,3 +53,12 @@ def test_neighborhood_attention(backend: str) -> None:
     assert flops(Neighborhood(backend), q) == 2 * q.numel() * KERNEL**2
     # mmengine reads a count of floating-point operations off NumPy's einsum_path: nearly the same.
     assert flops(Neighborhood('reference'), q) == pytest.approx(2 * q.numel() * KERNEL**2, rel=0.01)
+
+
+def test_new_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator that registers its formula is counted; gradients are never traced."""
+    name = 'dat_pp::sdpa_deformable_attention'
+    monkeypatch.setitem(FORMULAS, name, deformable_attention_flops)
+    found = handlers()
+    assert found[name] is found['dat_pp::native_deformable_attention']
+    assert set(found) == {name for name in FORMULAS if not name.endswith('_backward')}

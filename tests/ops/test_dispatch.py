@@ -1,11 +1,20 @@
 """Which backend of an operator runs, and why a forced one cannot."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from dat_pp.ops import custom_op, deformable, dispatch, native, neighborhood, triton
+from dat_pp.ops import (
+    custom_op,
+    deformable,
+    dispatch,
+    native,
+    neighborhood,
+    triton,
+    use_backend,
+)
 from dat_pp.ops.dispatch import Backend
 
 pytestmark = pytest.mark.usefixtures('default_backend')
@@ -47,6 +56,22 @@ def test_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert select(backends(), 'any') == 'any'
     monkeypatch.setenv('DAT_PP_BACKEND', '')
     assert select(backends()) == 'cpu'
+
+
+@pytest.mark.parametrize('user', [None, 'gpu'])
+def test_use_backend(user: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts more than the user's variable, which is restored after an error, too."""
+    if user:
+        monkeypatch.setenv('DAT_PP_BACKEND', user)
+    with use_backend('any'):
+        assert select(backends()) == 'any'
+        with use_backend(None):
+            assert select(backends()) == 'cpu'
+        assert select(backends()) == 'any'
+    assert select(backends()) == (user or 'cpu')
+    with pytest.raises(KeyError), use_backend('any'):
+        raise KeyError
+    assert os.environ.get('DAT_PP_BACKEND') == user
 
 
 def test_forced_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

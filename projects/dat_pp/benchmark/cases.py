@@ -1,10 +1,8 @@
 """The models that can be measured: ours, and two baselines of mmpretrain."""
 
-import contextlib
 import functools
 import importlib.util
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -16,8 +14,8 @@ from ..engine.errors import UserError
 from ..engine.flops import MATMULS, META, count
 from ..models import DAT
 from ..models.arch import ARCH_SETTINGS, NUM_STAGES
+from ..ops import use_backend
 from ..ops.deformable import BACKENDS
-from ..ops.dispatch import ENVIRONMENT_VARIABLE
 from .measure import Case
 
 BASELINES = ('swin-t', 'convnext-t')
@@ -95,20 +93,6 @@ def _check(
         raise UserError(f'{option}: {name!r} cannot run: {reason}')
 
 
-@contextlib.contextmanager
-def forced(backend: str) -> Iterator[None]:
-    """Force a backend of our operators; with an empty name they choose it themselves."""
-    before = os.environ.pop(ENVIRONMENT_VARIABLE, None)
-    if backend:
-        os.environ[ENVIRONMENT_VARIABLE] = backend
-    try:
-        yield
-    finally:
-        os.environ.pop(ENVIRONMENT_VARIABLE, None)
-        if before is not None:
-            os.environ[ENVIRONMENT_VARIABLE] = before
-
-
 class Models:
     """Builds each model once and makes the cases that run it."""
 
@@ -173,11 +157,11 @@ def in_pass(
     """Make ``call`` a forward pass, or a training step with a plain loss."""
 
     def forward() -> None:
-        with forced(backend), torch.no_grad(), setting.autocast():
+        with use_backend(backend), torch.no_grad(), setting.autocast():
             call()
 
     def train() -> None:
-        with forced(backend):
+        with use_backend(backend):
             with setting.autocast():
                 outs = call()
                 outs = (outs,) if isinstance(outs, Tensor) else outs

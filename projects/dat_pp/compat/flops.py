@@ -6,11 +6,12 @@ They join its table here, by its rules: a MAC is one FLOP, a bilinear sample fou
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from mmengine.analysis.jit_handles import get_shape
 
-from ..ops.flops import deformable_attention_flops, neighborhood_attention_flops
+from ..ops.flops import FORMULAS, deformable_attention_flops, neighborhood_attention_flops
 
 
 def _deformable_attention(inputs: list[Any], outputs: list[Any]) -> int:
@@ -23,11 +24,12 @@ def _neighborhood_attention(inputs: list[Any], outputs: list[Any]) -> int:
     return neighborhood_attention_flops(*(get_shape(value) for value in inputs)) // 2
 
 
-HANDLERS = {
-    f'dat_pp::{backend}_{name}': handler
-    for backend in ('native', 'triton')
-    for name, handler in (
-        ('deformable_attention', _deformable_attention),
-        ('neighborhood_attention', _neighborhood_attention),
-    )
+_HANDLERS = {
+    deformable_attention_flops: _deformable_attention,
+    neighborhood_attention_flops: _neighborhood_attention,
 }
+
+
+def handlers() -> dict[str, Callable[[list[Any], list[Any]], int]]:
+    """What mmengine calls for each of our custom operators, by name."""
+    return {name: _HANDLERS[formula] for name, formula in FORMULAS.items() if formula in _HANDLERS}

@@ -145,9 +145,9 @@ def load_from_share_page(filename: str, map_location: object = None) -> dict[str
 
 
 def _count_operators(analysis: ModuleType) -> None:
-    from .flops import HANDLERS
+    from .flops import handlers
 
-    analysis._DEFAULT_SUPPORTED_FLOP_OPS.update(HANDLERS)
+    analysis._DEFAULT_SUPPORTED_FLOP_OPS.update(handlers())
 
 
 CHANGES: dict[str, list[Callable[[ModuleType], None]]] = {

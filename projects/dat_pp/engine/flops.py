@@ -8,11 +8,9 @@ Without --shape: a classifier's test size, 800 x 1280 for detectors, 512 x 2048 
 """
 
 import argparse
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from mmengine.config import Config
@@ -23,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..ops import use_backend
 from .config import LIBRARIES, config_parser, read_config
 from .errors import UserError, user_errors
 from .noise import silence
@@ -125,18 +124,13 @@ def count(
     with (
         silence(),
         # Faster backends hide their arithmetic in one operator, or do more of it.
-        mock.patch.dict(os.environ, DAT_PP_BACKEND='reference'),
+        use_backend('reference'),
         torch.no_grad(),
         counter,
         _SayCPU(),
     ):
         run()
     return counter.flops
-
-
-def measure_params(cfg: Config) -> dict[str, int]:
-    """Count the parameters of a config's model, for each of ``PARTS``."""
-    return _count_params(_build(cfg))
 
 
 def _build(cfg: Config) -> nn.Module:

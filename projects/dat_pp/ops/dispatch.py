@@ -1,7 +1,8 @@
 """Choice of the backend that runs an operator."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,24 @@ class Backend:
 def by_name(*backends: Backend) -> dict[str, Backend]:
     """The backends of an operator, in order of preference; the last one runs everything."""
     return {backend.name: backend for backend in backends}
+
+
+@contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Force a backend of all operators, as ``DAT_PP_BACKEND`` does, which this sets meanwhile.
+
+    Args:
+        name: The backend; None for the operators' own choice, whatever the user has set.
+    """
+    before = os.environ.pop(ENVIRONMENT_VARIABLE, None)
+    if name:
+        os.environ[ENVIRONMENT_VARIABLE] = name
+    try:
+        yield
+    finally:
+        os.environ.pop(ENVIRONMENT_VARIABLE, None)
+        if before is not None:
+            os.environ[ENVIRONMENT_VARIABLE] = before
 
 
 def select(backends: Mapping[str, Backend], inputs: tuple[Any, ...], forced: str | None) -> Backend:
