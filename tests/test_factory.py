@@ -79,10 +79,10 @@ def test_published_facts_are_those_of_the_configs(name: str) -> None:
 @pytest.mark.parametrize(
     ('name', 'message'),
     [
-        ('dat-x++', "no model 'dat-x++'; near: dat-t++, dat-s++, dat-b++"),
-        ('dta-tiny', "no model 'dta-tiny'; near: dat-t"),
-        ('swin_t', f"no model 'swin_t'; the models are: {', '.join(PUBLISHED)}"),
-        ('dat-pp-tiny_sra_32xb128_in1k', "no model 'dat-pp-tiny_sra_32xb128_in1k'; "),
+        ('dat-x++', "unknown model 'dat-x++'; did you mean dat-t++ or dat-s++ or dat-b++?"),
+        ('dta-tiny', "unknown model 'dta-tiny'; did you mean dat-t"),
+        ('swin_t', f"unknown model 'swin_t'; choose one of {', '.join(PUBLISHED)}"),
+        ('dat-pp-tiny_sra_32xb128_in1k', "unknown model 'dat-pp-tiny_sra_32xb128_in1k'; "),
     ],
 )
 def test_unknown_name(name: str, message: str) -> None:

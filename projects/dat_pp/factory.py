@@ -58,22 +58,28 @@ HUB_ID = re.compile(r'\w[\w.-]*/[\w.-]+(?<!\.pth)(?<!\.pt)(?<!\.safetensors)')
 
 
 def find(name: str) -> str:
-    """The key of :data:`PUBLISHED` that is meant by ``name``.
+    """Key of :data:`PUBLISHED` for a name in any spelling.
 
     Case, the order of the parts and what separates them do not matter, ``pp`` stands for ``++``
     and ``tiny`` for ``t``: ``dat_t_pp``, ``DAT-T++`` and ``dat-pp-tiny_32xb128_in1k`` are
     ``dat-t++``.
 
     Raises:
-        ValueError: There is no such model; the message lists near names.
+        ValueError: There is no such model; the message suggests similar names.
     """
     models = {_parts(key): key for key in PUBLISHED}
     parts = _parts(name)
     if parts in models:
         return models[parts]
     near = difflib.get_close_matches(name.lower().replace('_', '-'), PUBLISHED, cutoff=0.5)
-    listed = ', '.join(near or PUBLISHED)
-    raise ValueError(f'no model {name!r}; {"near" if near else "the models are"}: {listed}')
+    raise ValueError(
+        f'unknown model {name!r}; '
+        + (
+            f'did you mean {" or ".join(near)}?'
+            if near
+            else f'choose one of {", ".join(PUBLISHED)}'
+        )
+    )
 
 
 def _parts(name: str) -> frozenset[str]:
