@@ -95,10 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
     source = load_source(args.model, args.weights)
     if not source.trained:
-        print(
-            'note: random weights, which show no attention of interest; give --weights',
-            file=sys.stderr,
-        )
+        print('note: random weights show nothing a model learned; give --weights', file=sys.stderr)
     for path, picture, folder in zip(images, pictures, folders):
         with user_errors(f'image {path}'):
             written = draw(
