@@ -176,22 +176,39 @@ print(*(f"-I{path}" for path in [*cpp.include_paths(), sysconfig.get_path("inclu
     CFLAGS="$flags -include $1/torch_types.h"
 }
 
-# Always with pip: it shows the compiler's output as it comes, and takes a wheel from its cache or from
-# PIP_FIND_LINKS. Neither says which torch a wheel was compiled for, so a wheel that does not fit is
-# compiled anew.
-install_mmcv() {
+is_in_pip_cache() {
+    local tag version
+    tag=$("$py" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
+    version=$(sed -n 's/^onedl-mmcv==//p' requirements/lock.txt)
+    pip cache list onedl_mmcv | grep -F "onedl_mmcv-$version-$tag-"
+}
+
+compile_mmcv() {
     local headers=$venv/headers
+    mkdir -p "$headers"
+    precompile_headers "$headers"
+    pip_install -v "$@"
+    rm -r "$headers"
+}
+
+# Always with pip: it shows the compiler's output as it comes, and has a cache of compiled wheels. No
+# wheel says which torch it was compiled for; one that does not fit is compiled anew.
+install_mmcv() {
     export FORCE_CUDA=$cuda
     [ "$cuda" = 1 ] || export CUDA_VISIBLE_DEVICES='' # mmcv compiles for CUDA where it sees a GPU
     export MAX_JOBS=${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)}
-    mkdir -p "$headers"
-    precompile_headers "$headers"
-    pip_install -v -r requirements/mmcv.txt
+    # Installed already, or a wheel: in PIP_FIND_LINKS, in the index or in pip's cache.
+    if ! pip_install --only-binary onedl-mmcv -r requirements/mmcv.txt >/dev/null 2>&1; then
+        if is_in_pip_cache; then
+            pip_install -v -r requirements/mmcv.txt
+        else
+            compile_mmcv -r requirements/mmcv.txt
+        fi
+    fi
     if ! operators_work; then
-        pip_install -v --no-cache-dir --force-reinstall --no-deps --no-binary onedl-mmcv onedl-mmcv
+        compile_mmcv --no-cache-dir --force-reinstall --no-deps --no-binary onedl-mmcv onedl-mmcv
         operators_work
     fi
-    rm -r "$headers"
 }
 
 verify() {

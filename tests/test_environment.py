@@ -25,6 +25,7 @@ if [ "$1 $2" = '-m pip' ]; then
     echo "pip $* FORCE_CUDA=$FORCE_CUDA GPUS=${{CUDA_VISIBLE_DEVICES-all}} CFLAGS=$CFLAGS" >>{calls}
     case "$*" in *--force-reinstall*) echo "$COMPILED" >{compiled} ;; esac
     case "$*" in *"$FAILS"*) echo "$LOG"; exit 1 ;; esac
+    case "$*" in *--only-binary*) exit "$NO_WHEEL" ;; *'cache list'*) echo "$CACHED" ;; esac
     exit 0
 fi
 exec {python} -S "$@"
@@ -103,6 +104,7 @@ class Environment:
             'PATH': f'{self.bin}:/usr/bin:/bin',
             'PYTHONPATH': str(self.folder / 'modules'),
             'FAILS': 'nothing',
+            'NO_WHEEL': '1',
         }
         command = ['bash', self.folder / 'requirements' / 'install.sh']
         return subprocess.run(command, env=env | variables, capture_output=True, text=True)
@@ -131,7 +133,7 @@ def test_steps_and_their_times(environment):
     assert done.returncode == 0, done.stderr
     assert READY.fullmatch(done.stdout.splitlines()[-1])
     calls = environment.calls.read_text()
-    lists = re.findall(r'-r requirements/(\w+)\.txt', calls)
+    lists = list(dict.fromkeys(re.findall(r'-r requirements/(\w+)\.txt', calls)))
     assert lists[:4] == ['build', 'torch', 'mmcv', 'mmlab']
     assert set(lists[4:]) == {'tests', 'docs', 'hub', 'timm'}
     assert environment.install().stdout == 'environment: .venv is up to date\n'
@@ -156,7 +158,7 @@ def test_gpu_without_cuda_operators(nvcc, torch, reason, environment):
     (note,) = [line for line in done.stdout.splitlines() if line.startswith('note:')]
     assert reason in note
     assert 'FORCE_CUDA=1 requirements/install.sh' in note
-    assert 'FORCE_CUDA=0 GPUS= ' in environment.call('mmcv.txt')
+    assert 'FORCE_CUDA=0 GPUS= ' in environment.call('-v -r requirements/mmcv.txt')
     assert reason in refusal(environment.install(FORCE_CUDA='1'))
 
 
@@ -174,7 +176,7 @@ def test_gpu_with_cuda_operators(home, environment):
     done = environment.install(**variables)
     assert done.returncode == 0, done.stderr
     assert 'note:' not in done.stdout
-    assert 'FORCE_CUDA=1 GPUS=all ' in environment.call('mmcv.txt')
+    assert 'FORCE_CUDA=1 GPUS=all ' in environment.call('-v -r requirements/mmcv.txt')
 
 
 def test_cpu_operators_without_gpu(environment):
@@ -183,11 +185,11 @@ def test_cpu_operators_without_gpu(environment):
     done = environment.install()
     assert done.returncode == 0, done.stderr
     assert 'note:' not in done.stdout
-    assert 'FORCE_CUDA=0 ' in environment.call('mmcv.txt')
+    assert 'FORCE_CUDA=0 ' in environment.call('-v -r requirements/mmcv.txt')
     environment.calls.unlink()
     done = environment.install(FORCE_CUDA='1', COMPILED='13.0')
     assert done.returncode == 0, done.stderr
-    assert 'FORCE_CUDA=1 ' in environment.call('mmcv.txt')
+    assert 'FORCE_CUDA=1 ' in environment.call('-v -r requirements/mmcv.txt')
 
 
 @pytest.mark.parametrize(('wheel', 'gpu'), [('other torch', False), ('not available', True)])
@@ -202,12 +204,30 @@ def test_wheel_that_does_not_fit_is_compiled_anew(wheel, gpu, environment):
     assert '--no-binary onedl-mmcv' in environment.call('--force-reinstall')
 
 
+@pytest.mark.parametrize(
+    'variables',
+    [
+        {'NO_WHEEL': '0'},
+        {'CACHED': ' - onedl_mmcv-{version}-cp3{minor}-cp3{minor}-linux_x86_64.whl (1.4 MB)'},
+    ],
+)
+def test_header_is_not_precompiled_for_a_wheel(variables, environment):
+    """In PIP_FIND_LINKS or in pip's cache."""
+    lock = (ROOT / 'requirements' / 'lock.txt').read_text()
+    (version,) = re.findall(r'^onedl-mmcv==(.+)$', lock, re.M)
+    minor = sys.version_info[1]
+    variables = {k: v.format(version=version, minor=minor) for k, v in variables.items()}
+    done = environment.install(**variables)
+    assert done.returncode == 0, done.stderr
+    assert 'c++' not in environment.calls.read_text()
+
+
 @pytest.mark.parametrize(('compiler', 'precompiled'), [(GCC, True), (CLANG, False)])
 def test_header_is_precompiled_with_gcc_only(compiler, precompiled, environment):
     compiler = environment.command('compiler', compiler)
     done = environment.install(CXX=str(compiler))
     assert done.returncode == 0, done.stderr
-    flags = environment.call('mmcv.txt').partition('CFLAGS=')[2]
+    flags = environment.call('-v -r requirements/mmcv.txt').partition('CFLAGS=')[2]
     assert flags.startswith('-O3 -g0 ')
     assert ('-include ' in flags) == precompiled
     assert ('c++-header' in environment.calls.read_text()) == precompiled
@@ -217,7 +237,7 @@ def test_uv_installs_all_but_mmcv(environment):
     environment.command('uv', '#!/bin/sh\necho "uv $*" >>{calls}\n')
     done = environment.install(INSTALLER='uv')
     assert done.returncode == 0, done.stderr
-    assert environment.call('mmcv.txt').startswith('pip ')
+    assert environment.call('-v -r requirements/mmcv.txt').startswith('pip ')
     for name in ('build', 'torch', 'mmlab', 'tests'):
         call = environment.call(f'requirements/{name}.txt')
         assert call.startswith('uv pip install')
