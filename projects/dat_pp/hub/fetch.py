@@ -92,7 +92,7 @@ def _download(repository: str, *options: Any) -> Path:
     except Exception as error:  # of huggingface_hub or of its HTTP client
         reason = str(error).strip().partition('\n')[0] or type(error).__name__
         raise FileNotFoundError(
-            f'no folder {repository}, and the hub has no such repository for us: {reason}'
+            f'no folder {repository}, and it could not be loaded from the hub: {reason}'
         ) from error
 
 
