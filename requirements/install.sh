@@ -11,6 +11,7 @@ venv=$PWD/.venv
 logs=$venv/logs
 py=$venv/bin/python
 installer=${INSTALLER:-pip}
+read -r -a compiler <<<"${CXX:-c++}" # a command with arguments, say "ccache g++"
 cuda=0 # 1: compile mmcv's operators for CUDA too
 steps=7
 step=0
@@ -164,12 +165,12 @@ assert not $cuda or cuda() != 'not available', 'mmcv is compiled without CUDA'"
 # (else GCC ignores it and includes the header as usual). setuptools takes CFLAGS in place of its own
 # flags, so the optimization level stands here too.
 precompile_headers() {
-    local flags="-O3 -g0 -fwrapv -DNDEBUG" compiler=${CXX:-c++}
+    local flags="-O3 -g0 -fwrapv -DNDEBUG"
     export CFLAGS=$flags
-    "$compiler" --version | grep -q 'Free Software Foundation' || return 0
+    "${compiler[@]}" --version | grep -q 'Free Software Foundation' || return 0
     echo '#include <torch/types.h>' >"$1/torch_types.h"
     # shellcheck disable=SC2046,SC2086
-    "$compiler" -x c++-header $flags -fPIC -std=c++17 -DTORCH_API_INCLUDE_EXTENSION_H \
+    "${compiler[@]}" -x c++-header $flags -fPIC -std=c++17 -DTORCH_API_INCLUDE_EXTENSION_H \
         -DTORCH_EXTENSION_NAME=_ext -o "$1/torch_types.h.gch" "$1/torch_types.h" $("$py" -c '
 import sysconfig, torch.utils.cpp_extension as cpp
 print(*(f"-I{path}" for path in [*cpp.include_paths(), sysconfig.get_path("include")]))')
@@ -233,7 +234,7 @@ uv) command -v uv >/dev/null || die 'INSTALLER=uv, but uv is not found; install 
 *) die "INSTALLER=$installer; expected pip or uv" ;;
 esac
 python=$(find_python)
-command -v "${CXX:-c++}" >/dev/null || die "no C++ compiler (${CXX:-c++}); install one (g++)"
+command -v "${compiler[0]}" >/dev/null || die "no C++ compiler (${compiler[0]}); install one (g++)"
 check_disk_space
 rm -f "$venv/.complete"
 echo 'environment: making .venv; logs in .venv/logs'
