@@ -82,14 +82,16 @@ def checkpoint_filter_fn(
     Raises:
         ValueError: They are weights of another variant.
     """
-    if is_published(state_dict):
-        state_dict = convert_published(state_dict)
-    backbone, head, _ = split_weights(state_dict)
+    backbone, head, _ = split_weights(_rename(state_dict))
     name = f'{model.default_cfg["first_conv"]}.weight'
     conv, own = backbone.get(name), model.get_parameter(name)
     adapted = conv is not None and conv.shape[:1] + conv.shape[2:] == own.shape[:1] + own.shape[2:]
     fitted, _ = fit(model, backbone | {name: own} if adapted else backbone, source)
     return {key: backbone[key] if key == name else value for key, value in fitted.items()} | head
+
+
+def _rename(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return convert_published(weights) if is_published(weights) else weights
 
 
 def _build(
@@ -158,9 +160,9 @@ def _read(path: str) -> dict[str, Any]:
     timm's own reader refuses published files, which hold more than tensors, and a file that is
     used with the number of classes of another loses its head without a word.
     """
-    weights = read_checkpoint(path).weights
-    head = [weights[name] for name in ('head.fc.weight', 'cls_head.weight') if name in weights]
-    return dict(state_dict=weights, num_classes=len(head[0]) if head else 0)
+    weights = _rename(read_checkpoint(path).weights)
+    _, head, _ = split_weights(weights)
+    return dict(state_dict=weights, num_classes=len(next(iter(head.values()), ())))
 
 
 @register_model
