@@ -18,7 +18,7 @@ import dat_pp
 from dat_pp.hub import sha256
 from dat_pp.hub.card import model_card
 from dat_pp.hub.saving import published_result
-from dat_pp.models import DATClassifier
+from dat_pp.models import DATClassifier, SimMIMDAT
 
 pytest.importorskip('safetensors')
 FILES = ['README.md', 'config.json', 'model.safetensors']
@@ -98,6 +98,16 @@ def test_backbone(tmp_path):
     loaded = dat_pp.DAT.from_pretrained(tmp_path / 'a')
     assert same_state(loaded, model)
     assert loaded.out_indices == (1, 2)
+
+
+def test_masked_image_modeling(tmp_path):
+    """A pre-trained model with its mask token, and a backbone without it."""
+    torch.manual_seed(0)
+    model = SimMIMDAT(TINY, out_indices=(3,))
+    model.save_pretrained(tmp_path / 'a')
+    assert same_state(SimMIMDAT.from_pretrained(tmp_path / 'a'), model)
+    state = dat_pp.DAT.from_pretrained(tmp_path / 'a').state_dict()
+    assert model.state_dict().keys() - state.keys() == {'mask_token'}
 
 
 def test_backbone_of_a_classifier(saved):

@@ -1,4 +1,4 @@
-"""Base class of the models: ``save_pretrained`` and ``from_pretrained``."""
+"""The models' base class, with ``save_pretrained`` and ``from_pretrained``."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -32,8 +32,8 @@ class HubModule(nn.Module):
     ) -> None:
         """Save weights, config and model card to a folder.
 
-        A new folder appears whole or not at all. Where a folder is overwritten, its three files are
-        replaced one by one, config.json last; a mix that an interruption leaves does not load.
+        A new folder appears whole or not at all. In an existing one the three files are replaced
+        one by one, config.json last, so that an interrupted replacement does not load.
 
         Args:
             folder: The folder to write. It must be new or empty, unless ``overwrite`` is given.
@@ -46,7 +46,7 @@ class HubModule(nn.Module):
 
         Raises:
             FileExistsError: The folder exists and is not empty.
-            ImportError: safetensors is missing.
+            ImportError: safetensors or numpy is missing.
             ValueError: ``label_names`` are not one name for each class.
         """
         from .saving import save  # imports the models, which import this module
