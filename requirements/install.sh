@@ -9,6 +9,7 @@ set -m # each step is its own process group, so that stopping this script stops 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=$PWD/.venv
 logs=$venv/logs
+headers=$venv/headers # precompiled, about 430 MB
 py=$venv/bin/python
 installer=${INSTALLER:-pip}
 read -r -a compiler <<<"${CXX:-c++}" # a command with arguments, say "ccache g++"
@@ -185,11 +186,9 @@ is_in_pip_cache() {
 }
 
 compile_mmcv() {
-    local headers=$venv/headers
     mkdir -p "$headers"
     precompile_headers "$headers"
     pip_install -v "$@"
-    rm -r "$headers"
 }
 
 # Always with pip: it shows the compiler's output as it comes, and has a cache of compiled wheels. No
@@ -218,7 +217,7 @@ verify() {
 }
 
 child=''
-trap '[ -z "$child" ] || kill -- "-$child" 2>/dev/null || true' EXIT
+trap '[ -z "$child" ] || kill -- "-$child" 2>/dev/null || true; rm -rf "$headers"' EXIT
 trap 'exit 130' INT TERM
 
 if [ "${FORCE_CUDA:-0}" != 1 ] && [ -f "$venv/.complete" ] &&

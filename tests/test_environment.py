@@ -319,6 +319,13 @@ def test_failed_step(log, expected, environment):
     assert not (environment.folder / '.venv' / '.complete').exists()
 
 
+def test_precompiled_header_is_removed(environment):
+    """It takes 430 MB, and is made again where the compilation failed."""
+    assert "step 'mmcv' failed" in refusal(environment.install(FAILS='-v -r requirements/mmcv'))
+    assert 'c++-header' in environment.calls.read_text()
+    assert not (environment.folder / '.venv' / 'headers').exists()
+
+
 @pytest.mark.slow
 def test_failed_step_of_a_new_environment(tmp_path):
     shutil.copytree(ROOT / 'requirements', tmp_path / 'requirements')
