@@ -43,7 +43,7 @@ def default_blocks(trace: Trace) -> list[DeformableBlock]:
 
 
 def deformable_blocks(trace: Trace, names: Sequence[str] | None) -> list[DeformableBlock]:
-    """The blocks of these names (``'STAGE.INDEX'``), or :func:`default_blocks`.
+    """The blocks of these names (``'STAGE.INDEX'``), or the last of each of the last two stages.
 
     Raises:
         ValueError: There is no such block, or it is not deformable.
@@ -140,7 +140,8 @@ def points_figure(
         trace: The trace.
         picture: The image as a person sees it.
         image: Its index in the batch.
-        blocks: Names of deformable blocks, ``'STAGE.INDEX'``; default: :func:`default_blocks`.
+        blocks: Names of deformable blocks, ``'STAGE.INDEX'``; default: the last of each of the last
+            two stages.
         title: First line of the figure.
     """
     chosen = deformable_blocks(trace, blocks)

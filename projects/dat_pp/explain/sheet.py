@@ -18,7 +18,7 @@ from .tracer import Trace
 
 PANEL = 2.1
 """Width of a panel in inches, if images are square."""
-MARGIN = 0.03
+MARGIN = 0.045
 """White around an image, in its longer sides, for markers at its border."""
 STYLE: Any = {
     'font.size': 7,
