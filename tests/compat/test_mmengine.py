@@ -6,9 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import golden
-import mmengine.config.config
 import mmengine.config.utils
-import mmengine.infer.infer
 import pytest
 import torch
 from fresh import python
