@@ -1,9 +1,9 @@
 """Position bias of chosen queries of deformable attention, apart from a model.
 
-:class:`dat_pp.models.mixers.DeformableAttention` computes the bias of all queries of a map; a trace asks for
-few at a time. A bias is called with the normalized positions of the samples, (B, g, N, 2), and the
-normalized positions (Q, 2) and numbers (Q,) of the queries, counted along the rows of the map of
-``size``. It returns what is added to the logits, (B or 1, heads, Q, N).
+:class:`dat_pp.models.mixers.DeformableAttention` computes the bias of all queries of a map; a trace
+asks for few at a time. A bias is called with the normalized positions of the samples, (B, g, N, 2),
+and the normalized positions (Q, 2) and numbers (Q,) of the queries, counted along the rows of the
+map of ``size``. It returns what is added to the logits, (B or 1, heads, Q, N).
 """
 
 from copy import deepcopy
