@@ -44,6 +44,7 @@ def run(*command: object, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_python_block(tmp_path):
     (code,) = (block for block in blocks('python') if '_base_' not in block)
     printed = run(sys.executable, '-c', code, folder=tmp_path)
