@@ -1,11 +1,9 @@
 """Write scikit-learn's handwritten digits as small datasets for three tasks.
 
-    python -m demo.digits.data data/digits
-
-    OUT_DIR/digits.json                            settings: version, seed, number of scenes
-    OUT_DIR/imagenet/{train,val}/<class>/*.png     a digit each, listed in meta/{train,val}.txt
+    OUT_DIR/imagenet/{train,val}/<class>/*.png     one digit per image
     OUT_DIR/coco/{train,val}/*.jpg                 scenes; annotations/instances_{train,val}.json
     OUT_DIR/ade20k/{images,annotations}/{training,validation}/    the same scenes with label maps
+    OUT_DIR/digits.json                            the settings, and the version of the datasets
 
 Classification images show the digits as they are, enlarged, light on dark. For training, each digit
 is also drawn on a photograph, as in the scenes, so that the features transfer.
@@ -18,22 +16,23 @@ Neither the digits nor the parts of the photographs used for validation occur in
 The same seed gives the same bytes (with the same OpenCV); nothing is downloaded.
 """
 
-import argparse
-import hashlib
 import json
 import os
 import shutil
-import sys
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from pycocotools import mask as rle
+from sklearn.datasets import load_digits, load_sample_images
 
-VERSION = 1  # to be raised when what is written changes
+VERSION = 2  # raise it when what is written changes
+SEED = 0
 CLASSES = tuple(str(digit) for digit in range(10))
-MANIFEST = 'digits.json'
 SPLITS = {'train': 'training', 'val': 'validation'}  # COCO's and ADE20K's names
+SCENES = {'train': 2000, 'val': 150}
 
 VAL_SHARE = 0.2  # fraction of the digits of each class
 VAL_ROWS = 0.35  # fraction of each photograph, at the bottom; training sees only the rest
@@ -43,7 +42,6 @@ SCENE_SIZE = 96
 IMAGE_DIGIT_HEIGHT = (26, 40)  # pixels that the eight rows of a digit are enlarged to
 SCENE_DIGIT_HEIGHT = (24, 48)
 DIGITS_PER_SCENE = (2, 4)
-DRAWN_COPIES = 1  # of each training digit on a photograph, for classification
 PHOTO_BRIGHTNESS = 0.5
 CONTRAST = (80, 160)  # by how much more luminance a digit has than what it covers
 TINT = 40  # maximum distance of a digit's color from gray, per channel
@@ -51,45 +49,36 @@ MIN_VISIBLE = 0.93  # fraction of a digit that later ones must leave visible
 STROKE = (0.25, 0.55)  # ink at which a pixel starts to be opaque, and is fully opaque
 LUMA = np.array([0.114, 0.587, 0.299])  # of blue, green, red
 
-
-@dataclass
-class Instance:
-    """A digit in a scene: its class and the mask of its visible pixels."""
-
-    label: int
-    mask: np.ndarray
+Scene = tuple[np.ndarray, list[tuple[int, np.ndarray]]]  # image (BGR); class and mask per digit
 
 
-def load_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Load the ink of all digits, (1797, 8, 8) in [0, 1], and their classes."""
-    from sklearn.datasets import load_digits as load
+class Part(NamedTuple):
+    """What a split may show."""
 
-    data = load()
-    return (data.images / 16).astype(np.float32), data.target
+    numbers: np.ndarray  # of its digits in scikit-learn's dataset
+    inks: np.ndarray  # (N, 8, 8) in [0, 1]
+    labels: np.ndarray  # (N,)
+    photos: list[np.ndarray]  # rows of the photographs, BGR
 
 
-def split_digits(labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Choose the indices of the digits of each split, the same fraction of every class."""
+def load_parts(seed: int = SEED) -> dict[str, Part]:
+    """Load digits and photographs, split into training and validation; no class is favored."""
+    digits = load_digits()
+    inks = (digits.images / 16).astype(np.float32)
     rng = np.random.default_rng(seed)
-    parts: dict[str, list[np.ndarray]] = {'train': [], 'val': []}
+    numbers: dict[str, list[np.ndarray]] = {'train': [], 'val': []}
     for digit in range(len(CLASSES)):
-        indices = rng.permutation(np.flatnonzero(labels == digit))
-        cut = round(len(indices) * VAL_SHARE)
-        parts['val'].append(indices[:cut])
-        parts['train'].append(indices[cut:])
-    return {split: np.sort(np.concatenate(indices)) for split, indices in parts.items()}
-
-
-def split_photos() -> dict[str, list[np.ndarray]]:
-    """Load the rows of each photograph (BGR) that a split may show."""
-    from sklearn.datasets import load_sample_images
-
-    photos = [photo[..., ::-1] for photo in load_sample_images().images]
-    cuts = [round(len(photo) * (1 - VAL_ROWS)) for photo in photos]
-    return {
-        'train': [photo[:cut] for photo, cut in zip(photos, cuts)],
-        'val': [photo[cut:] for photo, cut in zip(photos, cuts)],
-    }
+        shuffled = rng.permutation(np.flatnonzero(digits.target == digit))
+        cut = round(len(shuffled) * VAL_SHARE)
+        numbers['val'].append(shuffled[:cut])
+        numbers['train'].append(shuffled[cut:])
+    photos: dict[str, list[np.ndarray]] = {'train': [], 'val': []}
+    for photo in load_sample_images().images:
+        cut = round(len(photo) * (1 - VAL_ROWS))
+        photos['train'].append(photo[:cut, :, ::-1])
+        photos['val'].append(photo[cut:, :, ::-1])
+    chosen = {split: np.sort(np.concatenate(numbers[split])) for split in SPLITS}
+    return {s: Part(i, inks[i], digits.target[i], photos[s]) for s, i in chosen.items()}
 
 
 def draw_glyph(ink: np.ndarray, height: float, aspect: float, degrees: float) -> np.ndarray:
@@ -100,14 +89,8 @@ def draw_glyph(ink: np.ndarray, height: float, aspect: float, degrees: float) ->
     smooth = cv2.warpAffine(ink, np.c_[rotation, center], (side, side), flags=cv2.INTER_CUBIC)
     low, high = STROKE
     alpha = np.clip((smooth - low) / (high - low), 0, 1)
-    (top, bottom), (left, right) = extent(alpha > 0)
-    return alpha[top:bottom, left:right]
-
-
-def extent(mask: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Find the rows and columns that a mask occupies, as half-open ranges."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return (int(rows[0]), int(rows[-1]) + 1), (int(columns[0]), int(columns[-1]) + 1)
+    left, top, width, height = cv2.boundingRect((alpha > 0).astype(np.uint8))
+    return alpha[top : top + height, left : left + width]
 
 
 def crop_photo(photos: list[np.ndarray], size: int, rng: np.random.Generator) -> np.ndarray:
@@ -129,20 +112,15 @@ def pick_color(under: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_scene(
-    photos: list[np.ndarray],
-    inks: list[np.ndarray],
-    labels: list[int],
-    rng: np.random.Generator,
-    size: int = SCENE_SIZE,
-    heights: tuple[int, int] = SCENE_DIGIT_HEIGHT,
-) -> tuple[np.ndarray, list[Instance]]:
+    part: Part, chosen: Iterable[int], size: int, heights: tuple[int, int], rng: np.random.Generator
+) -> Scene:
     """Draw digits on a crop of a photograph, except those for which there is no room."""
-    image = crop_photo(photos, size, rng)
+    image = crop_photo(part.photos, size, rng)
     masks: list[tuple[np.ndarray, int]] = []  # visible pixels, and the area of the whole digit
     kept = []
-    for ink, label in zip(inks, labels):
+    for index in chosen:
         height = np.exp(rng.uniform(*np.log(heights)))
-        glyph = draw_glyph(ink, height, rng.uniform(0.85, 1.15), rng.uniform(-12, 12))
+        glyph = draw_glyph(part.inks[index], height, rng.uniform(0.85, 1.15), rng.uniform(-12, 12))
         for _ in range(50):
             top, left = (int(rng.integers(size - length + 1)) for length in glyph.shape)
             place = slice(top, top + glyph.shape[0]), slice(left, left + glyph.shape[1])
@@ -153,29 +131,12 @@ def draw_scene(
         else:
             continue
         masks = [(mask & ~solid, area) for mask, area in masks] + [(solid, solid.sum())]
-        kept.append(label)
+        kept.append(int(part.labels[index]))
         alpha = glyph[..., None] * rng.uniform(0.9, 1)
         image[place] = image[place] * (1 - alpha) + pick_color(image[solid], rng) * alpha
     image += rng.standard_normal(image.shape, np.float32) * rng.uniform(0, 5)
     image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
-    return image, [Instance(label, mask) for label, (mask, _) in zip(kept, masks)]
-
-
-def encode_mask(mask: np.ndarray) -> dict:
-    """Encode a mask as COCO's uncompressed RLE (column-major): polygons cannot have holes."""
-    flat = mask.ravel(order='F')
-    edges = np.flatnonzero(np.diff(flat)) + 1
-    counts = np.diff(np.r_[0, edges, flat.size]).tolist()
-    return dict(size=list(mask.shape), counts=[0, *counts] if flat[0] else counts)
-
-
-def write_image(path: Path, image: np.ndarray, params: tuple[int, ...] = ()) -> None:
-    if not cv2.imwrite(str(path), image, list(params)):
-        raise OSError(f'cannot write {path}')
-
-
-def write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, separators=(',', ':')) + '\n')
+    return image, [(label, mask) for label, (mask, _) in zip(kept, masks)]
 
 
 def enlarge(ink: np.ndarray) -> np.ndarray:
@@ -185,190 +146,100 @@ def enlarge(ink: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(large, 0, 1) * 255).astype(np.uint8)
 
 
-def write_imagenet(
-    root: Path,
-    split: str,
-    indices: np.ndarray,
-    inks: np.ndarray,
-    labels: np.ndarray,
-    photos: list[np.ndarray],
-    seed: list[int],
-) -> None:
-    rng = np.random.default_rng(seed)
-    listed = []
-    for index in indices:
-        label = int(labels[index])
-        images = {f'{index:04d}': enlarge(inks[index])}
-        for copy in range(DRAWN_COPIES if split == 'train' else 0):
-            images[f'{index:04d}_drawn{copy}'], _ = draw_scene(
-                photos, [inks[index]], [label], rng, IMAGE_SIZE, IMAGE_DIGIT_HEIGHT
-            )
-        for stem, image in images.items():
-            path = root / split / str(label) / f'{stem}.png'
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_image(path, image)
-            listed.append(f'{label}/{path.name} {label}\n')
-    meta = root / 'meta'
-    meta.mkdir(exist_ok=True)
-    (meta / f'{split}.txt').write_text(''.join(listed))
+def write_image(path: Path, image: np.ndarray, params: tuple[int, ...] = ()) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), image, list(params)):
+        raise OSError(f'cannot write {path}')
 
 
-def write_scenes(coco_root: Path, ade_root: Path, split: str, scenes: list) -> None:
+def write_imagenet(folder: Path, part: Part, rng: np.random.Generator) -> None:
+    """Write an image per digit, and for training another one on a photograph."""
+    for index, (number, ink, label) in enumerate(zip(part.numbers, part.inks, part.labels)):
+        write_image(folder / str(label) / f'{number:04d}.png', enlarge(ink))
+        if folder.name == 'train':
+            drawn, _ = draw_scene(part, [index], IMAGE_SIZE, IMAGE_DIGIT_HEIGHT, rng)
+            write_image(folder / str(label) / f'{number:04d}_drawn.png', drawn)
+
+
+def write_scenes(root: Path, split: str, scenes: Iterable[Scene]) -> None:
     """Write the same scenes in the layouts of COCO and ADE20K."""
-    folders = (
-        coco_root / split,
-        ade_root / 'images' / SPLITS[split],
-        ade_root / 'annotations' / SPLITS[split],
-        coco_root / 'annotations',
-    )
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-    coco = dict(
-        images=[],
-        annotations=[],
-        categories=[dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)],
-    )
+    images: list[dict] = []
+    annotations: list[dict] = []
     for number, (image, instances) in enumerate(scenes):
         stem = f'{split}_{number:05d}'
         label_map = np.zeros(image.shape[:2], np.uint8)
-        for instance in instances:
-            label_map[instance.mask] = 1 + instance.label
-            (top, bottom), (left, right) = extent(instance.mask)
-            coco['annotations'].append(
+        for label, mask in instances:
+            label_map[mask] = 1 + label
+            encoded = rle.encode(np.asfortranarray(mask, np.uint8))
+            annotations.append(
                 dict(
-                    id=len(coco['annotations']) + 1,
+                    id=len(annotations) + 1,
                     image_id=number + 1,
                     iscrowd=0,
-                    category_id=1 + instance.label,
-                    area=int(instance.mask.sum()),
-                    bbox=[left, top, right - left, bottom - top],
-                    segmentation=encode_mask(instance.mask),
+                    category_id=1 + label,
+                    area=int(mask.sum()),
+                    bbox=rle.toBbox(encoded).tolist(),
+                    # RLE, since polygons cannot have holes.
+                    segmentation=dict(encoded, counts=encoded['counts'].decode()),
                 )
             )
         height, width = label_map.shape
-        coco['images'].append(
-            dict(id=number + 1, file_name=f'{stem}.jpg', height=height, width=width)
-        )
-        for folder in folders[:2]:
+        images.append(dict(id=number + 1, file_name=f'{stem}.jpg', height=height, width=width))
+        for folder in (root / 'coco' / split, root / 'ade20k' / 'images' / SPLITS[split]):
             write_image(folder / f'{stem}.jpg', image, (cv2.IMWRITE_JPEG_QUALITY, 95))
-        write_image(folders[2] / f'{stem}.png', label_map)
-    write_json(coco_root / 'annotations' / f'instances_{split}.json', coco)
+        write_image(root / 'ade20k' / 'annotations' / SPLITS[split] / f'{stem}.png', label_map)
+    categories = [dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)]
+    path = root / 'coco' / 'annotations' / f'instances_{split}.json'
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)))
 
 
-def make_scenes(
-    photos: list[np.ndarray],
-    indices: np.ndarray,
-    inks: np.ndarray,
-    labels: np.ndarray,
-    count: int,
-    seed: list[int],
-) -> list:
+def make_scenes(part: Part, count: int, rng: np.random.Generator) -> Iterator[Scene]:
     """Draw `count` scenes that use all digits about equally often."""
-    rng = np.random.default_rng(seed)
-    queue: list[int] = []
-    scenes = []
+    queue = np.array([], int)
     for _ in range(count):
         wanted = int(rng.integers(DIGITS_PER_SCENE[0], DIGITS_PER_SCENE[1] + 1))
         while len(queue) < wanted:
-            queue.extend(rng.permutation(indices))
+            queue = np.concatenate([queue, rng.permutation(len(part.labels))])
         chosen, queue = queue[:wanted], queue[wanted:]
-        scenes.append(
-            draw_scene(photos, [inks[i] for i in chosen], [int(labels[i]) for i in chosen], rng)
-        )
-    return scenes
+        yield draw_scene(part, chosen, SCENE_SIZE, SCENE_DIGIT_HEIGHT, rng)
 
 
-def digest(root: Path) -> str:
-    """SHA-256 of the names and contents of all files in a folder."""
-    total = hashlib.sha256()
-    for path in sorted(path for path in root.rglob('*') if path.is_file()):
-        total.update(f'{path.relative_to(root).as_posix()}\n'.encode())
-        total.update(hashlib.sha256(path.read_bytes()).digest())
-    return total.hexdigest()
+def write_all(root: Path, scenes: dict[str, int]) -> None:
+    for number, (split, part) in enumerate(load_parts().items()):
+        rngs = [np.random.default_rng([SEED, number, use]) for use in range(2)]
+        write_imagenet(root / 'imagenet' / split, part, rngs[0])
+        write_scenes(root, split, make_scenes(part, scenes[split], rngs[1]))
 
 
-def write_all(root: Path, seed: int, scenes: dict[str, int]) -> None:
-    inks, labels = load_digits()
-    photos = split_photos()
-    for number, (split, indices) in enumerate(split_digits(labels, seed).items()):
-        write_imagenet(
-            root / 'imagenet', split, indices, inks, labels, photos[split], [seed, number, 0]
-        )
-        drawn = make_scenes(photos[split], indices, inks, labels, scenes[split], [seed, number, 1])
-        write_scenes(root / 'coco', root / 'ade20k', split, drawn)
-
-
-def check_target(out_dir: Path, wanted: dict) -> bool:
-    """Whether the dataset exists already; raises ValueError if anything else does."""
-    if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
-        return False
-    try:
-        found = json.loads((out_dir / MANIFEST).read_text())
-    except (OSError, ValueError):
-        raise ValueError(
-            f'{out_dir} exists and is neither an empty folder nor a digits dataset (no readable '
-            f'{MANIFEST} in it): nothing written, choose another OUT_DIR or remove it'
-        ) from None
-    other = [key for key, value in wanted.items() if found.get(key) != value]
-    if other:
-        raise ValueError(
-            f'{out_dir} holds digits datasets with other settings ('
-            + ', '.join(f'{key}: {found.get(key)}, not {wanted[key]}' for key in other)
-            + '): nothing written, choose another OUT_DIR or remove it'
-        )
-    return True
-
-
-def convert(
-    out_dir: str | Path, seed: int = 0, train_scenes: int = 2000, val_scenes: int = 150
-) -> bool:
+def convert(out_dir: Path, scenes: dict[str, int] = SCENES) -> bool:
     """Write the datasets; returns False if they exist already.
 
-    `out_dir` appears only once it is complete. Raises ValueError, before anything is written, if it
-    holds anything but the datasets asked for.
+    `out_dir` appears only once it is complete. Datasets of another version are replaced.
+
+    Raises:
+        ValueError: `out_dir` is anything else; nothing is written.
     """
-    out_dir = Path(out_dir)
-    scenes = dict(train=train_scenes, val=val_scenes)
-    if seed < 0 or min(scenes.values()) < 1:
-        raise ValueError(
-            f'the seed must be at least 0 and each number of scenes at least 1, '
-            f'not {seed} and {train_scenes}, {val_scenes}'
-        )
-    manifest = dict(version=VERSION, seed=seed, scenes=scenes)
-    if check_target(out_dir, manifest):
-        return False
+    manifest = dict(version=VERSION, seed=SEED, scenes=scenes)
+    if out_dir.exists():
+        try:
+            found = json.loads((out_dir / 'digits.json').read_text())
+        except (OSError, ValueError):
+            raise ValueError(
+                f'{out_dir} exists and is no digits dataset (no readable digits.json in it): '
+                'nothing written, remove it first'
+            ) from None
+        if found == manifest:
+            return False
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, so that a rename makes it visible at once.
     partial = out_dir.with_name(f'.{out_dir.name}.{os.getpid()}.partial')
     try:
-        partial.mkdir()
-        write_all(partial, seed, scenes)
-        write_json(partial / MANIFEST, manifest)
+        write_all(partial, scenes)
+        (partial / 'digits.json').write_text(json.dumps(manifest))
+        if out_dir.exists():
+            shutil.rmtree(out_dir)
         partial.rename(out_dir)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return True
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('out_dir', metavar='OUT_DIR')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--train-scenes', type=int, default=2000)
-    parser.add_argument('--val-scenes', type=int, default=150)
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
-    try:
-        written = convert(args.out_dir, args.seed, args.train_scenes, args.val_scenes)
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f'digits: {error}')
-    print(f'{args.out_dir}: {"written" if written else "already complete"}')
-
-
-if __name__ == '__main__':
-    main()

@@ -1,20 +1,21 @@
-"""Runs of a task, resumable, and the commands that they consist of, side by side."""
+"""Runs the commands of a task in the background, resumes them, and shows how far they are."""
 
 import contextlib
 import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from pathlib import Path
 
-from .display import Display
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 ROOT = Path(__file__).resolve().parents[2]  # the configs name the dataset relative to it
 ENV = {
@@ -24,48 +25,14 @@ ENV = {
     'MALLOC_MMAP_THRESHOLD_': str(2**30),
     'MALLOC_TRIM_THRESHOLD_': str(2**33),
 }
+# A line that mmengine logs: mode, epoch (training only), iteration of how many, loss.
+LOGGED = re.compile(
+    r'Epoch\((\w+)\)\s+(?:\[\s*(\d+)\])?\[\s*(\d+)/(\d+)\](?:.*?\bloss: +([\d.]+))?'
+)
 
 
 class DemoError(Exception):
     """A step failed; the message is one line that says which, why, and where its log is."""
-
-
-@dataclass
-class Run:
-    """One run of a task, kept in run.json in its folder <task>/<time>."""
-
-    folder: Path
-    key: str  # SHA-256 of everything that the numbers depend on
-    epochs: int
-    trained: bool = False
-    metrics: dict[str, float] = field(default_factory=dict)
-    # Per stage: wall seconds, CPU seconds, peak MiB; interrupted attempts count.
-    costs: dict[str, list[float]] = field(default_factory=dict)
-
-    @classmethod
-    def latest(cls, root: Path, key: str, epochs: int, force: bool) -> 'Run':
-        """The latest run with this key, or a new one if there is none or it is forced."""
-        for path in [] if force else sorted(root.glob('*/run.json'), reverse=True):
-            with contextlib.suppress(ValueError, TypeError):
-                run = cls(path.parent, **json.loads(path.read_text()))
-                if run.key == key:
-                    return run
-        return cls(root / datetime.now().strftime('%Y%m%d_%H%M%S_%f'), key, epochs)
-
-    def save(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        content = asdict(self)
-        del content['folder']
-        with replacing(self.folder / 'run.json') as partial:
-            partial.write_text(json.dumps(content, indent=2) + '\n')
-
-    @property
-    def task(self) -> str:
-        return self.folder.parent.name
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / Path((self.folder / 'last_checkpoint').read_text().strip()).name
 
 
 @contextlib.contextmanager
@@ -80,66 +47,138 @@ def only_one(folder: Path) -> Generator[None, None, None]:
         yield
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Generator[Path, None, None]:
-    """A path to write to, which becomes `path` once it is complete."""
-    partial = path.with_name(f'.{path.name}.partial')
-    yield partial
-    partial.replace(path)
+class Display(Progress):
+    """A live bar per task in a terminal, plain lines elsewhere; reads the logs of mmengine."""
 
-
-def run_stage(
-    run: Run, stage: str, command: list[str], threads: int, display: Display
-) -> Generator[None, None, None]:
-    """Run a Python command, its output to <stage>.log, yielding while it runs.
-
-    Closing the generator ends the command. Raises DemoError if it fails.
-    """
-    run.save()
-    log = run.folder / f'{stage}.log'
-    display.start_stage(run.task, stage)
-    started = time.monotonic()
-    with open(log, 'a') as file:
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=ROOT,
-            env={**ENV, 'OMP_NUM_THREADS': str(threads), **os.environ},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+    def __init__(self, console: Console) -> None:
+        super().__init__(
+            TextColumn('{task.description}'),
+            BarColumn(bar_width=None),
+            TextColumn('{task.fields[note]}'),
+            TimeElapsedColumn(),
+            expand=True,
+            console=console,
+            disable=not console.is_terminal,
         )
-    ended, peak = None, 0.0
-    try:
-        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
-            peak = max(peak, peak_mib(process.pid))
-            display.show(run.task, tail(log), run.epochs)
-            yield
-    finally:
-        if not (ended and ended[0]):
-            os.killpg(process.pid, signal.SIGTERM)
-            ended = os.wait4(process.pid, 0)
-        _, status, usage = ended
-        process.returncode = os.waitstatus_to_exitcode(status)
-        seconds, cpu_seconds, earlier_peak = run.costs.get(stage, (0, 0, 0))
-        run.costs[stage] = [
-            seconds + time.monotonic() - started,
-            cpu_seconds + usage.ru_utime + usage.ru_stime,
-            max(peak, earlier_peak),
-        ]
+        self.bars: dict[str, TaskID] = {}
+        self.printed: dict[str, int] = {}
+
+    def start_stage(self, task: str, stage: str) -> None:
+        """Begin a stage of a task: the bar pulses until the first line in the log."""
+        if task in self.bars:
+            self.remove_task(self.bars[task])
+        self.bars[task] = self.add_task(f'{task}: {stage}', total=None, note='starting')
+        self.printed[task] = 0
+        if self.disable:
+            self.console.print(f'{task}: {stage}')
+
+    def show(self, task: str, log: str, epochs: int) -> None:
+        """Update the bar of a task from the last lines of its log; `epochs` is the total."""
+        found = LOGGED.findall(log)
+        if not found:
+            return
+        mode, epoch, iteration, iterations, loss = found[-1]
+        done = int(iteration) / int(iterations)
+        if epoch:
+            done = (int(epoch) - 1 + done) / epochs
+        note = f'{done:.0%}' + (f', loss {float(loss):.2f}' if loss else '')
+        self.update(self.bars[task], total=1, completed=done, note=note)
+        if self.disable and int(4 * done) > self.printed[task]:
+            self.printed[task] = int(4 * done)
+            self.console.print(f'{task}: {mode} {note}')
+
+    def finish(self, task: str, note: str) -> None:
+        """Fill the bar of a task, with its metrics beside it."""
+        if task not in self.bars:
+            self.bars[task] = self.add_task(task, note='')
+        self.update(self.bars[task], description=task, total=1, completed=1, note=note)
+        if self.disable:
+            self.console.print(f'{task}: {note}')
+
+
+@dataclass
+class Run:
+    """How far a task is, kept in run.json in its folder."""
+
+    folder: Path
+    key: str  # SHA-256 of everything that the metrics depend on
+    epochs: int
+    metrics: dict[str, float] = field(default_factory=dict)  # empty until tested
+    seconds: float = 0  # interrupted attempts count
+    cpu_seconds: float = 0
+    peak_gib: float = 0
+
+    @classmethod
+    def load(cls, folder: Path, key: str, epochs: int, force: bool) -> 'Run':
+        """Read what a folder holds; it is emptied if that is of another key, or if forced."""
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            run = cls(folder, **json.loads((folder / 'run.json').read_text()))
+            if run.key == key and not force:
+                return run
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        run = cls(folder, key, epochs)
         run.save()
-    if process.returncode:
-        reason = [line for line in ['no output', *tail(log).splitlines()] if line.strip()][-1]
-        if process.returncode < 0:
-            reason = f'killed by {signal.Signals(-process.returncode).name}'
-        raise DemoError(f'{run.task} {stage} failed: {reason[:300]} (log: {shown(log)})')
+        return run
 
+    def save(self) -> None:
+        content = asdict(self)
+        del content['folder']
+        (self.folder / 'run.json').write_text(json.dumps(content, indent=2) + '\n')
 
-def peak_mib(pid: int) -> float:
-    """Peak resident memory of a process; 0 where unknown. (`ru_maxrss` includes its parent's.)"""
-    with contextlib.suppress(OSError):
-        found = re.search(r'^VmHWM:\s+(\d+)', Path(f'/proc/{pid}/status').read_text(), re.MULTILINE)
-        return int(found[1]) / 1024 if found else 0.0
-    return 0.0
+    @property
+    def task(self) -> str:
+        return self.folder.name
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint after the last epoch."""
+        return self.folder / f'epoch_{self.epochs}.pth'
+
+    @property
+    def trained(self) -> bool:
+        """Whether the last checkpoint that was written completely is of the last epoch."""
+        last = self.folder / 'last_checkpoint'
+        return last.is_file() and Path(last.read_text().strip()).name == self.checkpoint.name
+
+    def stage(
+        self, name: str, command: Sequence[str], threads: int, display: Display
+    ) -> Generator[None, None, None]:
+        """Run a Python command, its output to <name>.log, yielding while it runs.
+
+        Closing the generator ends the command. Raises DemoError if it fails.
+        """
+        log = self.folder / f'{name}.log'
+        display.start_stage(self.task, name)
+        started, ended = time.monotonic(), 0
+        with open(log, 'a') as file:
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=ROOT,
+                env={**ENV, 'OMP_NUM_THREADS': str(threads), **os.environ},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            while not ended:
+                ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+                display.show(self.task, tail(log), self.epochs)
+                yield
+        finally:
+            if not ended:
+                os.killpg(process.pid, signal.SIGTERM)
+                _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            self.seconds += time.monotonic() - started
+            self.cpu_seconds += usage.ru_utime + usage.ru_stime
+            self.peak_gib = max(self.peak_gib, usage.ru_maxrss / 2**20)
+            self.save()
+        if process.returncode:
+            reason = [line for line in ['no output', *tail(log).splitlines()] if line.strip()][-1]
+            if process.returncode < 0:
+                reason = f'killed by {signal.Signals(-process.returncode).name}'
+            raise DemoError(f'{self.task} {name} failed: {reason[:300]} (log: {shown(log)})')
 
 
 def tail(log: Path) -> str:

@@ -1,116 +1,173 @@
-"""Train DAT++ on handwritten digits with all three MMLab libraries, and show the results.
+"""Train DAT++ on handwritten digits with all three MMLab libraries, and show what it learned.
 
     python -m demo.digits.run
 
 Writes the dataset to data/digits, trains and tests the three configs of configs/digits (first the
 classifier, then the detector and the segmentor side by side, both from its weights), and writes
 
-    work_dirs/digits/results.{md,json}    metrics, time and peak memory
+    work_dirs/digits/results.json         metrics, time and peak memory
     work_dirs/digits/<task>.{png,pth}     predictions on validation images; trained weights
-    work_dirs/digits/<task>/<run>/        logs, checkpoints and predictions of a run
+    work_dirs/digits/<task>/              logs, checkpoints and predictions
 
 Run again, it resumes what was interrupted and repeats only what changed: a config, the dataset, the
-code, a library, or the weights that a task starts from. Earlier results stay until all new ones are
-complete.
+code, or the weights that a task starts from.
 """
 
 import argparse
+import hashlib
+import json
 import os
+import pickle
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Generator
-from pathlib import Path
+from dataclasses import dataclass
 
+import rich.box
 from mmengine.config import Config
+from rich.console import Console
+from rich.table import Table
 
 import dat_pp  # noqa: F401  the configs inherit from mmseg
 
 from . import data as digits
-from . import inputs, jobs
-from .display import Display
-from .jobs import DemoError, Run, only_one, replacing, run_stage, run_together, shown
-from .results import TASKS, Task, read_metrics, write_results
+from . import figures, jobs
+from .jobs import DemoError, Display, Run, only_one, run_together, shown
 
-NEXT = """Figures: {work_dir}/classification.png, mask-rcnn.png, upernet.png
-Next: the README shows how to put DAT++ into a config of your own; --longer 3 trains longer."""
-FIGURES = Path(__file__).with_name('figures.py')
-CODE = ('projects/dat_pp', 'tools/train.py', 'tools/test.py')
+WORK_DIR, DATA = 'work_dirs/digits', 'data/digits'
+CODE = ('projects/dat_pp', 'demo/digits/data.py')
+NEXT = """Figures               work_dirs/digits/{classification,mask-rcnn,upernet}.png
+Test a model          python tools/test.py configs/digits/upernet.py work_dirs/digits/upernet.pth
+What it attends to    python tools/explain.py --help
+Train longer          bash demo/digits/run.sh --longer 3
+Train on your data    copy a config of configs/digits; read docs/train_test.md"""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: its key in the log, its name, the expected minimum, and how it is written."""
+
+    key: str
+    name: str
+    floor: float
+    format: str = '{:.3f}'
+
+    def text(self, metrics: dict[str, float]) -> str:
+        return f'{self.name} {self.format.format(metrics[self.key])}'
+
+
+FIRST, DENSE = 'classification', ('mask-rcnn', 'upernet')
+METRICS = {
+    'classification': (Metric('accuracy/top1', 'top-1', 97.0, '{:.1f} %'),),
+    'mask-rcnn': (
+        Metric('coco/bbox_mAP', 'box AP', 0.50),
+        Metric('coco/segm_mAP', 'mask AP', 0.45),
+    ),
+    'upernet': (Metric('mIoU', 'mIoU', 70.0, '{:.1f} %'),),
+}
+
+
+def plan(task: str, start: Run | None, args: argparse.Namespace) -> Run:
+    """Find out how far a task is, which starts from the weights of another, or of none."""
+    path = jobs.ROOT / 'configs' / 'digits' / f'{task}.py'
+    config = Config.fromfile(path, import_custom_modules=False)
+    config.train_cfg.max_epochs = round(args.longer * config.train_cfg.max_epochs)
+    parts = [config.to_dict(), code_digest(), start and start.key, os.environ.get('DAT_PP_BACKEND')]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()
+    folder = jobs.ROOT / WORK_DIR / task
+    return Run.load(folder, key, config.train_cfg.max_epochs, args.force)
+
+
+def code_digest() -> str:
+    """SHA-256 of the source files that the metrics depend on."""
+    total = hashlib.sha256()
+    for name in CODE:
+        root = jobs.ROOT / name
+        for path in sorted(root.rglob('*')) if root.is_dir() else [root]:
+            if path.suffix in {'.py', '.cpp', '.h'}:
+                total.update(str(path.relative_to(jobs.ROOT)).encode() + path.read_bytes())
+    return total.hexdigest()
 
 
 def run_task(
-    task: Task, run: Run, start: Run | None, threads: int, display: Display
+    run: Run, start: Run | None, threads: int, display: Display
 ) -> Generator[None, None, None]:
-    """Do what is left of a run: train, test, draw the figure; then publish weights and figure."""
-    config = str(jobs.ROOT / 'configs' / 'digits' / f'{task.name}.py')
-    predictions, figure = run.folder / 'predictions.pkl', run.folder / 'figure.png'
-    known = bool(run.metrics)
+    """Do what is left of a run: train, test, draw the figure, copy figure and weights."""
+    config, predictions = f'configs/digits/{run.task}.py', run.folder / 'predictions.pkl'
+    note = ' (nothing changed)' if run.metrics else ''
     if not run.trained:
-        options = [f'train_cfg.max_epochs={run.epochs}']
-        if start:
-            options.append(f'model.backbone.init_cfg.checkpoint={start.checkpoint}')
         command = ['tools/train.py', config, '--work-dir', str(run.folder), '--resume']
-        command += ['--no-validate', '--cfg-options', *options]
-        yield from run_stage(run, 'training', command, threads, display)
-        run.trained = True
-        run.save()
+        command += ['--no-validate', '--cfg-options', f'train_cfg.max_epochs={run.epochs}']
+        if start:
+            command.append(f'model.backbone.init_cfg.checkpoint={start.checkpoint}')
+        yield from run.stage('train', command, threads, display)
     if not run.metrics:
         command = ['tools/test.py', config, str(run.checkpoint), '--out', str(predictions)]
         command += ['--work-dir', str(run.folder / 'test')]
-        yield from run_stage(run, 'test', command, threads, display)
-        run.metrics = read_metrics(task, run.folder / 'test')
+        yield from run.stage('test', command, threads, display)
+        run.metrics = read_metrics(run)
         run.save()
-    if not figure.exists() or figure.stat().st_mtime < FIGURES.stat().st_mtime:
-        command = ['-m', 'demo.digits.figures', task.name, str(predictions), str(figure)]
-        yield from run_stage(run, 'figure', command, threads, display)
-    for source, suffix in ((run.checkpoint, 'pth'), (figure, 'png')):
-        with replacing(run.folder.parents[1] / f'{task.name}.{suffix}') as partial:
-            shutil.copyfile(source, partial)
-    reached = [f'{m.name} {m.format.format(run.metrics[m.key])}' for m in task.metrics]
-    display.finish(task.name, ', '.join(reached) + (' (nothing changed)' if known else ''))
+    samples = pickle.loads(predictions.read_bytes())
+    figure, data_root = run.folder.parent / f'{run.task}.png', jobs.ROOT / DATA
+    figures.DRAW[run.task](data_root, samples).savefig(figure)
+    shutil.copyfile(run.checkpoint, figure.with_suffix('.pth'))
+    display.finish(run.task, ', '.join(m.text(run.metrics) for m in METRICS[run.task]) + note)
+    if run.task == FIRST:
+        text = figures.digits_as_text(data_root, samples, display.console.width)
+        display.console.print(text, f'figure: {shown(figure)}', sep='\n')
 
 
-def plan(work_dir: Path, force: bool, longer: float) -> dict[Task, Run]:
-    """The run of each task: a complete one, an interrupted one, or a new one."""
-    data = digits.digest(jobs.ROOT / 'data' / 'digits')
-    code = inputs.code_digest([jobs.ROOT / name for name in CODE])
-    versions = inputs.library_versions()
-    runs: dict[Task, Run] = {}
-    keys: dict[str | None, str] = {None: ''}
-    for task in TASKS:
-        path = jobs.ROOT / 'configs' / 'digits' / f'{task.name}.py'
-        config = Config.fromfile(path, import_custom_modules=False)
-        config.train_cfg.max_epochs = max(1, round(longer * config.train_cfg.max_epochs))
-        key = inputs.task_key(config, data, keys[task.starts_from], code, versions)
-        keys[task.name] = key
-        runs[task] = Run.latest(work_dir / task.name, key, config.train_cfg.max_epochs, force)
-    return runs
+def read_metrics(run: Run) -> dict[str, float]:
+    """Read the metrics that the latest test logged."""
+    logs = sorted(run.folder.glob('test/*/*.json'), key=lambda path: path.stat().st_mtime)
+    found = json.loads(logs[-1].read_text().splitlines()[-1]) if logs else {}
+    for metric in METRICS[run.task]:
+        if metric.key not in found:
+            raise DemoError(f'{run.task} test failed: no {metric.key} (in {shown(run.folder)})')
+    return {metric.key: found[metric.key] for metric in METRICS[run.task]}
 
 
-def run_demo(force: bool, longer: float) -> list[dict]:
-    """Run everything and return the rows of the table of results."""
-    work_dir, data_root = jobs.ROOT / 'work_dirs' / 'digits', jobs.ROOT / 'data' / 'digits'
+def run_demo(args: argparse.Namespace, console: Console) -> list[Run]:
+    """Write the dataset and run all tasks."""
+    data_root = jobs.ROOT / DATA
     try:
         if digits.convert(data_root):
-            print(f'dataset: {shown(data_root)}', flush=True)
+            console.print(f'dataset: {shown(data_root)}')
     except (ImportError, OSError, ValueError) as error:
         raise DemoError(f'dataset failed: {error}') from error
-    runs = plan(work_dir, force, longer)
-    by_name: dict[str | None, Run] = {task.name: run for task, run in runs.items()}
-    with Display() as display:
-        # A small model uses several cores badly: tasks run side by side where they can.
-        for start in dict.fromkeys(task.starts_from for task in TASKS):
-            tasks = [task for task in TASKS if task.starts_from == start]
-            threads = max(1, (os.cpu_count() or 1) // len(tasks))
-            run_together(
-                [run_task(task, runs[task], by_name.get(start), threads, display) for task in tasks]
-            )
-    rows = write_results(runs, work_dir)
-    for run in runs.values():  # now that all is complete, earlier runs can go
-        for path in run.folder.parent.glob('*/run.json'):
-            if path.parent != run.folder:
-                shutil.rmtree(path.parent)
-    return rows
+    first = plan(FIRST, None, args)
+    dense = [plan(task, first, args) for task in DENSE]
+    cores = os.cpu_count() or 1
+    with Display(console) as display:
+        run_together([run_task(first, None, cores, display)])
+        # A small model uses several cores badly: side by side they take less time.
+        threads = max(1, cores // len(dense))
+        run_together([run_task(run, first, threads, display) for run in dense])
+    return [first, *dense]
+
+
+def report(runs: list[Run], console: Console) -> list[str]:
+    """Print and write the table of results; return what is below the expected minimum."""
+    table = Table('task', 'metric', box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    for name in ('value', 'at least', 'time', 'CPU time', 'memory'):
+        table.add_column(name, justify='right')
+    rows, below = [], []
+    for run in runs:
+        costs = dict(seconds=run.seconds, cpu_seconds=run.cpu_seconds, peak_gib=run.peak_gib)
+        cells = f'{run.seconds:.0f} s', f'{run.cpu_seconds:.0f} s', f'{run.peak_gib:.1f} GiB'
+        for metric in METRICS[run.task]:
+            value = run.metrics[metric.key]
+            rows.append(dict(task=run.task, metric=metric.name, value=value, **costs))
+            numbers = metric.format.format(value), metric.format.format(metric.floor)
+            table.add_row(run.task, metric.name, *numbers, *cells)
+            if value < metric.floor:
+                below.append(f'{metric.name} {value:.3f} < {metric.floor}')
+    (jobs.ROOT / WORK_DIR / 'results.json').write_text(json.dumps(rows, indent=2) + '\n')
+    console.print(table)
+    console.print(NEXT, soft_wrap=True)
+    return below
 
 
 def parse_args() -> argparse.Namespace:
@@ -133,24 +190,21 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    work_dir = jobs.ROOT / 'work_dirs' / 'digits'
     for name in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(name) == signal.SIG_DFL:  # ignored under nohup
             signal.signal(name, signal.default_int_handler)
+    started = time.monotonic()
+    console = Console(highlight=False)
     try:
-        with only_one(work_dir):
-            rows = run_demo(args.force, args.longer)
+        with only_one(jobs.ROOT / WORK_DIR):
+            below = report(run_demo(args, console), console)
     except DemoError as error:
         print(f'digits: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('digits: interrupted; run again, without --force, to resume', file=sys.stderr)
         return 130
-    print('\n' + (work_dir / 'results.md').read_text())
-    print(NEXT.format(work_dir=shown(work_dir)))
-    below = [
-        f'{r["metric"]} {r["value"]:.3f} < {r["floor"]}' for r in rows if r['value'] < r['floor']
-    ]
+    console.print(f'Finished in {(time.monotonic() - started) / 60:.1f} minutes.')
     if below:
         print(f'digits: below the expected minimum: {", ".join(below)}', file=sys.stderr)
     return 1 if below else 0

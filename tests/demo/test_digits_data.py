@@ -1,8 +1,5 @@
 """The digits datasets: their content, the same every time, and that MMLab reads them."""
 
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -10,10 +7,9 @@ import numpy as np
 import pytest
 from mmengine.registry import DATASETS, init_default_scope
 from pycocotools.coco import COCO
+from sklearn.datasets import load_digits, load_sample_images
 
 from demo.digits import data as digits
-
-ROOT = Path(__file__).parents[2]
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
@@ -22,82 +18,64 @@ def snapshot(root: Path) -> dict[str, bytes]:
     }
 
 
-def scene_digits(split: str) -> set[int]:
-    """Indices of the digits that a split's scenes are drawn from, as `draw_scene` gets them."""
-    seen = set()
-    inks, labels = digits.load_digits()
-    numbers = {ink.tobytes(): number for number, ink in enumerate(inks)}
-
-    def spy(photos, chosen, labels, rng):
-        seen.update(numbers[ink.tobytes()] for ink in chosen)
-
-    original = digits.draw_scene
-    digits.draw_scene = spy
-    try:
-        digits.make_scenes([], digits.split_digits(labels, 0)[split], inks, labels, 900, [0, 0])
-    finally:
-        digits.draw_scene = original
-    return seen
-
-
 def test_no_digit_is_in_both_splits(data_root):
-    _, labels = digits.load_digits()
-    split = digits.split_digits(labels, 0)
-    assert sorted(np.concatenate([split['train'], split['val']])) == list(range(1797))
+    target = load_digits().target
+    parts = digits.load_parts()
+    train, val = parts['train'].numbers, parts['val'].numbers
+    assert sorted([*train, *val]) == list(range(1797))
+    for part in parts.values():
+        np.testing.assert_array_equal(part.labels, target[part.numbers])
     for digit in range(10):
-        share = (labels[split['val']] == digit).sum() / (labels == digit).sum()
-        assert share == pytest.approx(0.2, abs=0.01)
-    names = {
-        part: {path.stem[:4] for path in (data_root / 'imagenet' / part).rglob('*.png')}
-        for part in ('train', 'val')
-    }
-    assert len(names['train']) + len(names['val']) == 1797
-    assert not names['train'] & names['val']
-    assert scene_digits('train') == set(split['train'])
-    assert scene_digits('val') == set(split['val'])
+        assert (target[val] == digit).sum() / (target == digit).sum() == pytest.approx(
+            0.2, abs=0.01
+        )
+    for split, part in parts.items():
+        files = (data_root / 'imagenet' / split).rglob('*.png')
+        assert {int(path.stem[:4]) for path in files} == set(part.numbers)
+
+
+def test_scenes_show_all_digits_of_their_split(monkeypatch):
+    def spy(part, chosen, size, heights, rng):
+        return [part.inks[index].tobytes() for index in chosen]
+
+    monkeypatch.setattr(digits, 'draw_scene', spy)
+    for part in digits.load_parts().values():
+        scenes = digits.make_scenes(part, 900, np.random.default_rng(0))
+        assert {ink for scene in scenes for ink in scene} == {ink.tobytes() for ink in part.inks}
 
 
 def test_no_part_of_a_photograph_is_in_both_splits():
-    from sklearn.datasets import load_sample_images
-
-    photos = digits.split_photos()
-    for whole, train, val in zip(load_sample_images().images, photos['train'], photos['val']):
+    parts = digits.load_parts()
+    photos = load_sample_images().images
+    for whole, train, val in zip(photos, parts['train'].photos, parts['val'].photos, strict=True):
         np.testing.assert_array_equal(np.concatenate([train, val])[..., ::-1], whole)
 
 
 def test_same_seed_same_bytes_other_seed_other_digits(data_root, scenes, tmp_path):
-    digits.convert(tmp_path / 'again', **scenes)
+    digits.convert(tmp_path / 'again', scenes)
     assert snapshot(tmp_path / 'again') == snapshot(data_root)
-    _, labels = digits.load_digits()
-    first, other = (set(digits.split_digits(labels, seed)['val']) for seed in (0, 1))
+    first, other = (set(digits.load_parts(seed)['val'].numbers) for seed in (0, 1))
     assert len(first & other) < len(first) / 2
 
 
-def test_imagenet_folder_shows_the_digits(data_root):
-    inks, labels = digits.load_digits()
-    for split in ('train', 'val'):
-        listed = (data_root / 'imagenet' / 'meta' / f'{split}.txt').read_text().split('\n')[:-1]
-        files = {
-            str(path.relative_to(data_root / 'imagenet' / split))
-            for path in (data_root / 'imagenet' / split).rglob('*.png')
-        }
-        assert {line.split()[0] for line in listed} == files
-        drawn = {line for line in listed if '_drawn' in line}
-        copies = digits.DRAWN_COPIES if split == 'train' else 0
-        assert len(drawn) == copies * (len(listed) - len(drawn))
-        for line in [line for line in listed if line not in drawn][::20]:
-            name, label = line.split()
-            number = int(Path(name).stem)
-            assert int(label) == labels[number] == int(Path(name).parent.name)
-            image = cv2.imread(str(data_root / 'imagenet' / split / name), cv2.IMREAD_GRAYSCALE)
-            small = cv2.resize(image, (12, 12), interpolation=cv2.INTER_AREA)[2:-2, 2:-2] / 255
-            assert np.corrcoef(small.ravel(), inks[number].ravel())[0, 1] > 0.95
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_imagenet_folder_shows_the_digits(data_root, split):
+    part = digits.load_parts()[split]
+    images = {path.stem: path for path in (data_root / 'imagenet' / split).rglob('*.png')}
+    drawn = {stem for stem in images if stem.endswith('_drawn')}
+    assert len(drawn) == (len(part.numbers) if split == 'train' else 0)
+    for number, ink, label in list(zip(part.numbers, part.inks, part.labels))[::20]:
+        path = images[f'{number:04d}']
+        assert path.parent.name == str(label)
+        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        small = cv2.resize(image, (12, 12), interpolation=cv2.INTER_AREA)[2:-2, 2:-2] / 255
+        assert np.corrcoef(small.ravel(), ink.ravel())[0, 1] > 0.95
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_masks_boxes_and_label_maps_agree(data_root, scenes, split):
     coco = COCO(str(data_root / 'coco' / 'annotations' / f'instances_{split}.json'))
-    assert len(coco.imgs) == scenes[f'{split}_scenes']
+    assert len(coco.imgs) == scenes[split]
     assert [category['name'] for category in coco.cats.values()] == list('0123456789')
     ade = data_root / 'ade20k'
     for number, record in coco.imgs.items():
@@ -158,17 +136,6 @@ def test_digits_stand_out(data_root):
             ['img_path', 'gt_label'],
         ),
         (
-            'mmpretrain',
-            dict(
-                type='CustomDataset',
-                data_root='imagenet',
-                data_prefix='val',
-                ann_file='meta/val.txt',
-            ),
-            None,
-            ['img_path', 'gt_label'],
-        ),
-        (
             'mmdet',
             dict(
                 type='CocoDataset',
@@ -212,31 +179,21 @@ def test_mmlab_reads_it(data_root, scope, config, length, keys):
             assert 0 <= instance['bbox_label'] < 10
 
 
-def run(*args: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, '-m', 'demo.digits.data', *map(str, args)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_is_quiet_about_the_same_data_and_refuses_anything_else(data_root, scenes, tmp_path):
-    before = snapshot(data_root)
-    assert not digits.convert(data_root, **scenes)
-    with pytest.raises(ValueError, match='seed: 0, not 7'):
-        digits.convert(data_root, seed=7, **scenes)
-    assert snapshot(data_root) == before
+def test_written_once_replaced_when_outdated_and_nothing_else_is_touched(scenes, tmp_path):
+    root = tmp_path / 'digits'
+    assert digits.convert(root, scenes)
+    before = snapshot(root)
+    assert not digits.convert(root, scenes)
+    assert snapshot(root) == before
+    (root / 'digits.json').write_text('{"version": 1}')
+    assert digits.convert(root, scenes)
+    assert snapshot(root) == before
 
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine' / 'thesis.txt').write_text('keep')
-    result = run(tmp_path / 'mine')
-    assert result.returncode != 0
-    assert result.stderr.count('\n') == 1
-    assert 'mine' in result.stderr
+    with pytest.raises(ValueError, match='mine exists and is no digits dataset'):
+        digits.convert(tmp_path / 'mine', scenes)
     assert [path.name for path in (tmp_path / 'mine').iterdir()] == ['thesis.txt']
-    (tmp_path / 'file').write_text('keep')
-    assert run(tmp_path / 'file').stderr.count('\n') == 1
 
 
 def test_a_failure_leaves_nothing(scenes, tmp_path, monkeypatch):
@@ -245,16 +202,5 @@ def test_a_failure_leaves_nothing(scenes, tmp_path, monkeypatch):
 
     monkeypatch.setattr(digits, 'write_scenes', fail)
     with pytest.raises(OSError, match='disk full'):
-        digits.convert(tmp_path / 'new', **scenes)
+        digits.convert(tmp_path / 'new', scenes)
     assert not list(tmp_path.iterdir())
-
-
-def test_digest_covers_names_and_contents(data_root, tmp_path):
-    shutil.copytree(data_root, tmp_path / 'copy')
-    expected = digits.digest(data_root)
-    assert digits.digest(tmp_path / 'copy') == expected
-    image = tmp_path / 'copy/coco/val/val_00000.jpg'
-    image.rename(image.with_name('other.jpg'))
-    renamed = digits.digest(tmp_path / 'copy')
-    image.with_name('other.jpg').write_bytes(b'')
-    assert len({expected, renamed, digits.digest(tmp_path / 'copy')}) == 3

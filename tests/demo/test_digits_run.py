@@ -1,5 +1,7 @@
 """The digits demo: what it repeats, resumes and reports; the commands only pretend to train."""
 
+import argparse
+import io
 import json
 import os
 import shutil
@@ -10,36 +12,40 @@ import time
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
+from rich.console import Console
 
 from demo.digits import jobs, run
 
 ROOT = Path(__file__).parents[2]
 
-TRAIN = '''
-"""Pretends to train: two epochs, each a line in calls.txt; resumes as mmengine does."""
+TRAIN = """
+# Pretends to train: two epochs, each a line in calls.txt; resumes as mmengine does.
 import os, sys, time
 from pathlib import Path
 
 name = Path(sys.argv[1]).stem
 Path(f'pid_{name}').write_text(str(os.getpid()))
 folder = Path(sys.argv[sys.argv.index('--work-dir') + 1])
+(start,) = [a for a in sys.argv if 'init_cfg.checkpoint=' in a] or ['='] * (name[0] == 'c')
+epochs = int(sys.argv[sys.argv.index('--cfg-options') + 1].removeprefix('train_cfg.max_epochs='))
 last = folder / 'last_checkpoint'
 resumed = last.is_file() and '--resume' in sys.argv
 done = int(last.read_text()[-5]) if resumed else 0
-for epoch in range(done + 1, 3):
+for epoch in range(done + 1, epochs + 1):
     with open('calls.txt', 'a') as calls:
         calls.write(f'train {name} {epoch}\\n')
-    (folder / f'epoch_{epoch}.pth').write_text(f'{name} {folder.name}')
+    (folder / f'epoch_{epoch}.pth').write_text(f'{name} after {epoch}, from {Path(start).name}')
     last.write_text(str(folder / f'epoch_{epoch}.pth'))
     print(f'mmengine - INFO - Epoch(train)  [{epoch}][10/10]  lr: 1  eta: 0  loss: 0.5', flush=True)
     while Path(f'hang_{name}').exists():
         time.sleep(0.05)
     if Path(f'fail_{name}').exists():
         sys.exit('error: train_dataloader: no such folder: data')
-'''
-TEST = '''
-"""Pretends to test: logs the metrics of metrics.json."""
-import sys
+"""
+TEST = """
+# Pretends to test: logs the metrics of metrics.json.
+import pickle, sys
 from pathlib import Path
 
 folder = Path(sys.argv[sys.argv.index('--work-dir') + 1]) / 'now'
@@ -48,24 +54,25 @@ with open('calls.txt', 'a') as calls:
     calls.write(f'test {Path(sys.argv[1]).stem}\\n')
 (folder / 'now.json').write_text(Path('metrics.json').read_text())
 assert Path(sys.argv[2]).is_file()
-Path(sys.argv[sys.argv.index('--out') + 1]).write_text('')
-'''
+Path(sys.argv[sys.argv.index('--out') + 1]).write_bytes(pickle.dumps([]))
+"""
 DATA = """
 def convert(out_dir):
     return False
-
-def digest(root):
-    return (root / 'digits.json').read_text()
 """
 FIGURES = """
-import sys
-from pathlib import Path
+from matplotlib.figure import Figure
 
-Path(sys.argv[3]).write_text(f'figure of {sys.argv[1]}')
+DRAW = dict.fromkeys(['classification', 'mask-rcnn', 'upernet'], lambda *_: Figure())
+
+def digits_as_text(*_):
+    return 'digits'
 """
 CONFIG = '_base_ = "./base.py"\nmodel = dict(type="{name}")\n'
 METRICS = {'accuracy/top1': 98.0, 'coco/bbox_mAP': 0.7, 'coco/segm_mAP': 0.69, 'mIoU': 73.0}
 NAMES = ['classification', 'mask-rcnn', 'upernet']
+ALL = [f'train {name} {epoch}' for name in NAMES for epoch in (1, 2)]
+ALL += [f'test {name}' for name in NAMES]
 
 
 @pytest.fixture
@@ -76,26 +83,28 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         'tools/test.py': TEST,
         'demo/digits/data.py': DATA,
         'demo/digits/figures.py': FIGURES,
-        'data/digits/digits.json': 'digest of the data',
         'configs/digits/base.py': 'train_cfg = dict(by_epoch=True, max_epochs=2)\n',
         'metrics.json': json.dumps(METRICS),
         'calls.txt': '',
-        'projects/dat_pp/dat.py': '"""A backbone."""\n\nDEPTH = 2  # blocks\n',
-        'projects/dat_pp/engine/preflight.py': 'def check():\n    """Check."""\n    return 1\n',
-        'projects/dat_pp/ops/native.h': '// Shared.\n#define TILE 8\n',
-        'projects/dat_pp/ops/native.cpp': 'int tile() { return TILE; /* rows */ }\n',
+        'projects/dat_pp/models/dat.py': 'DEPTH = 2\n',
+        'projects/dat_pp/ops/native/kernels.h': '#define TILE 8\n',
+        'projects/dat_pp/ops/native.cpp': 'int tile() { return TILE; }\n',
         'projects/dat_pp/ops/README.md': '# Operators\n',
     }
     files |= {f'configs/digits/{name}.py': CONFIG.format(name=name) for name in NAMES}
     for path, text in files.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
-    for name in ('run', 'jobs', 'inputs', 'display', 'results'):
+    for name in ('run', 'jobs'):
         shutil.copy(ROOT / 'demo' / 'digits' / f'{name}.py', tmp_path / 'demo' / 'digits')
     monkeypatch.setattr(jobs, 'ROOT', tmp_path)
     monkeypatch.setattr(run.digits, 'convert', lambda root: False)
-    monkeypatch.setattr(run.digits, 'digest', lambda root: (root / 'digits.json').read_text())
+    monkeypatch.setattr(run.figures, 'DRAW', dict.fromkeys(NAMES, lambda *_: Figure()))
     return tmp_path
+
+
+def demo(force: bool = False, longer: float = 1) -> list[jobs.Run]:
+    return run.run_demo(argparse.Namespace(force=force, longer=longer), Console())
 
 
 def calls(root: Path) -> list[str]:
@@ -118,36 +127,40 @@ def is_running(path: Path) -> bool:
     return True
 
 
-ALL = [f'train {name} {epoch}' for name in NAMES for epoch in (1, 2)]
-ALL += [f'test {name}' for name in NAMES]
-
-
-def test_first_run_trains_tests_and_writes_results(sandbox, capsys):
-    # Long enough for its memory to be read while it runs.
-    edit(
-        sandbox / 'tools/train.py',
-        'import os, sys, time\n',
-        'import os, sys, time\ntime.sleep(0.4)\n',
-    )
-    rows = run.run_demo(force=False, longer=1)
+def test_first_run_trains_tests_and_writes_results(sandbox, capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['run'])
+    assert run.main() == 0
     made = calls(sandbox)
     assert made[:3] == ['train classification 1', 'train classification 2', 'test classification']
     assert sorted(made) == sorted(ALL)
-    assert [row['value'] for row in rows] == [98.0, 0.7, 0.69, 73.0]
     work_dir = sandbox / 'work_dirs' / 'digits'
-    assert json.loads((work_dir / 'results.json').read_text()) == rows
-    assert '| mask-rcnn | box AP | 0.700 | 0.500 |' in (work_dir / 'results.md').read_text()
-    assert (work_dir / 'upernet.png').read_text() == 'figure of upernet'
-    assert (work_dir / 'upernet.pth').read_text().startswith('upernet')
-    assert all(row['train_cpu_seconds'] > 0 and 1 < row['peak_mib'] < 100 for row in rows)
-    assert 'classification: top-1 98.0 %\n' in capsys.readouterr().out
+    rows = json.loads((work_dir / 'results.json').read_text())
+    assert [(row['metric'], row['value']) for row in rows] == [
+        ('top-1', 98.0),
+        ('box AP', 0.7),
+        ('mask AP', 0.69),
+        ('mIoU', 73.0),
+    ]
+    assert all(row['seconds'] > 0 and row['cpu_seconds'] > 0 and row['peak_gib'] for row in rows)
+    assert (work_dir / 'upernet.png').read_bytes().startswith(b'\x89PNG')
+    assert (work_dir / 'upernet.pth').read_text() == 'upernet after 2, from epoch_2.pth'
+    output = capsys.readouterr().out
+    first, rest = output.split('figure: work_dirs/digits/classification.png')
+    assert 'classification: top-1 98.0 %\n' in first
+    assert 'upernet: train' in rest
+    assert 'mask-rcnn' not in first
+    assert [line.split()[:5] for line in rest.splitlines() if 'box AP' in line][-1] == [
+        'mask-rcnn', 'box', 'AP', '0.700', '0.500'
+    ]  # fmt: skip
+    command = 'python tools/test.py configs/digits/upernet.py work_dirs/digits/upernet.pth'
+    assert command in rest
 
 
 def test_second_run_repeats_nothing(sandbox, capsys):
-    first = run.run_demo(force=False, longer=1)
+    first = demo()
     calls(sandbox)
     capsys.readouterr()
-    assert run.run_demo(force=False, longer=1) == first
+    assert demo() == first
     assert calls(sandbox) == []
     assert capsys.readouterr().out.count('nothing changed') == 3
 
@@ -155,109 +168,41 @@ def test_second_run_repeats_nothing(sandbox, capsys):
 @pytest.mark.parametrize(
     ('path', 'old', 'new'),
     [
-        ('projects/dat_pp/dat.py', 'DEPTH = 2', 'DEPTH = 3'),
-        ('projects/dat_pp/engine/preflight.py', 'return 1', 'return 2'),
-        ('projects/dat_pp/ops/native.h', 'TILE 8', 'TILE 16'),
+        ('projects/dat_pp/models/dat.py', 'DEPTH = 2', 'DEPTH = 3'),
+        ('projects/dat_pp/ops/native/kernels.h', 'TILE 8', 'TILE 16'),
         ('projects/dat_pp/ops/native.cpp', 'return TILE', 'return 2 * TILE'),
-        ('tools/train.py', "sys.exit('error", "sys.exit('Error"),
         ('configs/digits/base.py', 'by_epoch=True', 'by_epoch=True, val_interval=1'),
-        ('data/digits/digits.json', 'digest', 'another digest'),
+        ('configs/digits/classification.py', 'classification', 'classifier'),
+        ('demo/digits/data.py', 'False', 'bool()'),
     ],
 )
-def test_what_can_change_the_numbers_trains_again(sandbox, path, old, new):
-    run.run_demo(force=False, longer=1)
+def test_what_can_change_the_metrics_trains_again(sandbox, path, old, new):
+    demo()
     calls(sandbox)
     edit(sandbox / path, old, new)
-    run.run_demo(force=False, longer=1)
+    demo()
     assert sorted(calls(sandbox)) == sorted(ALL)
 
 
-def test_another_version_of_a_library_trains_again(sandbox, monkeypatch):
-    run.run_demo(force=False, longer=1)
+def test_other_changes_cost_no_training(sandbox):
+    demo()
     calls(sandbox)
-    versions = run.inputs.library_versions()
-    assert {'torch', 'mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg', 'numpy'} <= set(versions)
-    monkeypatch.setattr(run.inputs, 'library_versions', lambda: versions | {'torch': '9.9'})
-    run.run_demo(force=False, longer=1)
-    assert sorted(calls(sandbox)) == sorted(ALL)
-
-
-def test_a_config_costs_only_its_task_and_those_that_start_from_it(sandbox):
-    run.run_demo(force=False, longer=1)
-    calls(sandbox)
-    edit(sandbox / 'configs/digits/upernet.py', 'model', 'other')
-    run.run_demo(force=False, longer=1)
-    assert calls(sandbox) == ['train upernet 1', 'train upernet 2', 'test upernet']
-    edit(sandbox / 'configs/digits/classification.py', 'model', 'other')
-    run.run_demo(force=False, longer=1)
-    assert sorted(calls(sandbox)) == sorted(ALL)
-
-
-@pytest.mark.parametrize(
-    ('path', 'old', 'new'),
-    [
-        ('projects/dat_pp/dat.py', 'A backbone.', 'The backbone.'),
-        ('projects/dat_pp/dat.py', '# blocks', '# blocks per stage'),
-        ('projects/dat_pp/engine/preflight.py', 'Check.', 'Check a config.\n\n    Twice.\n    '),
-        ('projects/dat_pp/ops/native.h', '// Shared.', '// What the kernels share.\n'),
-        ('projects/dat_pp/ops/native.cpp', '/* rows */', '/* rows of\n   a tile */'),
-        ('projects/dat_pp/ops/README.md', 'Operators', 'The operators'),
-    ],
-)
-def test_docstrings_and_comments_cost_no_training(sandbox, path, old, new):
-    run.run_demo(force=False, longer=1)
-    calls(sandbox)
-    edit(sandbox / path, old, new)
-    run.run_demo(force=False, longer=1)
-    assert calls(sandbox) == []
-
-
-def test_strings_in_code_are_no_comments(tmp_path):
-    source = tmp_path / 'kernel.cpp'
-    source.write_text('const char* url = "https://a"; // link\n')
-    assert run.inputs.code_of(source) == b'const char* url = "https://a";'
-    source = tmp_path / 'module.py'
-    source.write_text('def f():\n    "Say."\n    return "Say."\n')
-    first = run.inputs.code_of(source)
-    source.write_text('def f():\n    "Say."\n    return "Tell."\n')
-    assert run.inputs.code_of(source) != first
-
-
-def test_earlier_results_stay_until_the_new_ones_are_complete(sandbox):
-    run.run_demo(force=False, longer=1)
-    work_dir = sandbox / 'work_dirs' / 'digits'
-    results = (work_dir / 'results.json').read_bytes()
-    before = {path: path.read_bytes() for path in work_dir.rglob('epoch_2.pth')}
-    assert len(before) == 3
-    edit(sandbox / 'projects/dat_pp/dat.py', 'DEPTH = 2', 'DEPTH = 3')
-    (sandbox / 'fail_upernet').touch()
-    with pytest.raises(jobs.DemoError):
-        run.run_demo(force=False, longer=1)
-    assert (work_dir / 'results.json').read_bytes() == results
-    assert {path: path.read_bytes() for path in before} == before
-
-    (sandbox / 'fail_upernet').unlink()
-    run.run_demo(force=False, longer=1)
-    after = set(work_dir.rglob('epoch_2.pth'))
-    assert len(after) == 3
-    assert not after & set(before)
+    edit(sandbox / 'projects/dat_pp/ops/README.md', 'Operators', 'The operators')
+    edit(sandbox / 'configs/digits/upernet.py', 'upernet', 'UPerNet')
+    demo()
+    assert sorted(calls(sandbox)) == sorted(call for call in ALL if 'upernet' in call)
 
 
 def test_force_trains_everything_anew(sandbox):
-    run.run_demo(force=False, longer=1)
+    demo()
     calls(sandbox)
-    run.run_demo(force=True, longer=1)
+    demo(force=True)
     assert sorted(calls(sandbox)) == sorted(ALL)
-    run.run_demo(force=False, longer=1)
-    assert calls(sandbox) == []
 
 
 def test_longer_multiplies_the_epochs(sandbox):
-    rows = run.run_demo(force=False, longer=2.5)
-    assert {row['epochs'] for row in rows} == {5}
-    calls(sandbox)
-    run.run_demo(force=False, longer=1)
-    assert sorted(calls(sandbox)) == sorted(ALL)
+    assert {each.epochs for each in demo(longer=2.5)} == {5}
+    assert 'train upernet 5' in calls(sandbox)
 
 
 @pytest.mark.parametrize('factor', ['0.5', 'nan'])
@@ -274,9 +219,7 @@ def test_a_failure_is_one_line_with_its_log_and_ends_the_other_task(sandbox, cap
     (sandbox / 'hang_upernet').touch()
     assert run.main() == 1
     (message,) = capsys.readouterr().err.splitlines()
-    start = (
-        'digits: mask-rcnn training failed: error: train_dataloader: no such folder: data (log: '
-    )
+    start = 'digits: mask-rcnn train failed: error: train_dataloader: no such folder: data (log: '
     assert message.startswith(start)
     assert (sandbox / message.removeprefix(start).rstrip(')')).is_file()
     assert not is_running(sandbox / 'pid_upernet')
@@ -297,19 +240,38 @@ def test_below_the_expected_minimum_is_exit_code_1(sandbox, capsys, monkeypatch)
 
 
 def test_a_second_run_beside_another_is_refused(sandbox, capsys, monkeypatch):
-    """The one that ends first would delete what the other writes."""
+    """They would write to the same files."""
     monkeypatch.setattr(sys, 'argv', ['run'])
     with jobs.only_one(sandbox / 'work_dirs' / 'digits'):
         assert run.main() == 1
     message = 'digits: another run of the demo is writing to work_dirs/digits\n'
     assert capsys.readouterr().err == message
-    assert run.main() == 0
+    assert calls(sandbox) == []
 
 
 def test_a_test_without_the_metric_fails(sandbox):
     (sandbox / 'metrics.json').write_text('{"other": 1}')
     with pytest.raises(jobs.DemoError, match=r'classification test failed: no accuracy/top1 \(in'):
-        run.run_demo(force=False, longer=1)
+        demo()
+
+
+def test_a_terminal_shows_a_bar_per_task():
+    terminal = io.StringIO()
+    with jobs.Display(Console(file=terminal, force_terminal=True, width=80)) as display:
+        display.start_stage('upernet', 'train')
+        line = '- mmengine - INFO - Epoch(train)  [2][ 20/100]  lr: 1e-3  loss: 1.2345  aux: 1\n'
+        (bar,) = display.tasks
+        assert bar.total is None  # pulses
+        display.refresh()
+        display.show('upernet', line, epochs=4)
+        assert bar.percentage == pytest.approx(30)
+        assert bar.fields['note'] == '30%, loss 1.23'
+        display.show('upernet', 'Epoch(test)  [ 5/10]  time: 0.1\n', epochs=4)
+        assert (bar.percentage, bar.fields['note']) == (50, '50%')
+        display.finish('upernet', 'mIoU 73.0 %')
+        assert bar.finished
+    assert 'upernet: train' in terminal.getvalue()
+    assert 'mIoU 73.0 %' in terminal.getvalue().splitlines()[-2]
 
 
 def start(sandbox: Path) -> subprocess.Popen:
@@ -341,10 +303,9 @@ def test_interrupted_it_ends_what_it_started_and_resumes(sandbox, number):
     process.send_signal(number)
     output, error = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert 'classification: train 50 % epoch 1/2, loss 0.5' in output
+    assert 'classification: train 50%, loss 0.50' in output
     assert error.splitlines()[-1] == 'digits: interrupted; run again, without --force, to resume'
     assert not is_running(sandbox / 'pid_classification')
-    assert len(list((sandbox / 'work_dirs/digits/classification').glob('*/run.json'))) == 1
 
     (sandbox / 'hang_classification').unlink()
     process = start(sandbox)
@@ -354,5 +315,4 @@ def test_interrupted_it_ends_what_it_started_and_resumes(sandbox, number):
         'train classification 2',
         'test classification',
     ]
-    assert 'classification: training' in output
-    assert '| upernet | mIoU | 73.0 % |' in output
+    assert '73.0 %' in output
