@@ -40,9 +40,9 @@ def test_gallery(tmp_path):
     (code,) = (block for block in CODE if 'gallery' in block)
     names = {}
     exec(code, names)
-    pictures = [np.zeros((64, 64, 3), np.uint8)] * 2
-    images = torch.rand(2, 3, 64, 64)
-    names['draw_gallery'](build(), images, pictures, ['a', 'b'], tmp_path / 'gallery.svg')
+    images = [np.zeros((64, 64, 3), np.uint8)] * 2
+    inputs = torch.rand(2, 3, 64, 64)
+    names['draw_gallery'](build(), inputs, images, ['a', 'b'], tmp_path / 'gallery.svg')
     assert '>samples of block 0.1<' in (tmp_path / 'gallery.svg').read_text(encoding='utf-8')
 
 

@@ -18,7 +18,7 @@ from dat_pp import catalog
 from dat_pp.engine.errors import run_main
 from dat_pp.explain import run as tool
 from dat_pp.explain import trace
-from dat_pp.explain.sources import ConfigSource, load_source, read_picture
+from dat_pp.explain.sources import ConfigSource, image_size, load_source, read_rgb
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ['heat.png', 'points.png', 'queries.png', 'trace.npz']
@@ -79,7 +79,7 @@ def test_images_of_a_config(explain, folder):
         assert file['size'].tolist() == [40, 60]
         assert file['queries'].tolist() == [[3, 4.5]]
         source = load_source('tiny.py', 'weights.pth')
-        expected = source.trace(folder / 'a.png', read_picture(folder / 'a.png'))
+        expected = source.trace(folder / 'a.png', read_rgb(folder / 'a.png'))
         positions = expected.block('2.1').positions_in_pixels[0]
         np.testing.assert_allclose(file['2.1/positions_in_pixels'], positions, atol=1e-4)
 
@@ -88,7 +88,7 @@ def test_weights_are_loaded_and_the_image_is_normalized(folder):
     """The trace of the tool is that of the backbone on the preprocessed image."""
     path = folder / 'a.png'
     found = load_source(str(folder / 'tiny.py'), str(folder / 'weights.pth')).trace(
-        path, read_picture(path)
+        path, read_rgb(path)
     )
     pixels = np.asarray(Image.open(path).convert('RGB'))
     resized = mmcv.imresize(pixels, (64, 64))
@@ -106,11 +106,11 @@ def test_published_preprocessing_of_a_plain_model(name, monkeypatch):
     source = load_source(name, None)
     seen = []
     source.model.stem.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    picture = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
-    found = source.trace(Path('a.png'), picture)
+    rgb = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    found = source.trace(Path('a.png'), rgb)
     assert not source.trained
     (image,) = seen
-    whole = Image.fromarray(picture).resize((resized, resized), Image.Resampling.BICUBIC)
+    whole = Image.fromarray(rgb).resize((resized, resized), Image.Resampling.BICUBIC)
     start = (resized - side) // 2
     crop = torch.from_numpy(np.array(whole)[start : start + side, start : start + side]) / 255
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -209,6 +209,19 @@ def test_mistake_is_one_line(mistake, explain, folder, monkeypatch):
     assert (code, out, len(errors.splitlines())) == (2, '', 1), errors
     assert errors.startswith(f'error: {expected}')
     assert not written(folder)
+
+
+def test_photograph_is_turned_upright(folder):
+    """As OpenCV reads it: the orientation that a camera notes."""
+    path = folder / 'turned.jpg'
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(folder / 'a.png').save(path, exif=exif, quality=100, subsampling=0)
+    rgb = read_rgb(path)
+    assert image_size(path) == rgb.shape[:2] == (60, 40)
+    assert image_size(folder / 'a.png') == (40, 60)
+    assert np.abs(rgb.astype(int) - mmcv.imread(str(path))[..., ::-1]).max() <= 3
+    assert load_source(str(folder / 'tiny.py'), None).trace(path, rgb).images[0].size == (60, 40)
 
 
 def test_existing_files_are_kept(explain, folder):

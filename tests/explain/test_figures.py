@@ -25,7 +25,7 @@ def traced(arch: dict = TINY, crop: bool = False) -> Trace:
     return explain.trace(build(arch), torch.rand(1, 3, *geometry.shape), [geometry])
 
 
-def picture() -> np.ndarray:
+def rgb() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
 
 
@@ -40,7 +40,7 @@ def scatters(axes: object) -> list[PathCollection]:
 @pytest.mark.parametrize('arch', [TINY, V1])
 def test_points_are_the_positions(arch):
     trace = traced(arch)
-    shown = panels(explain.points_figure(trace, picture()))
+    shown = panels(explain.points_figure(trace, rgb()))
     blocks = default_blocks(trace)
     assert [block.name for block in blocks] == ['2.1', '3.1']
     assert len(shown) == sum(block.groups for block in blocks)
@@ -67,7 +67,7 @@ def test_received_is_relative_to_the_mean_of_the_group():
 
 def test_queries_and_their_keys():
     trace, queries = traced(), [(10.0, 20.0), (70.0, 90.0)]
-    shown = panels(explain.queries_figure(trace, picture(), queries))
+    shown = panels(explain.queries_figure(trace, rgb(), queries))
     for block in default_blocks(trace):
         for number, query in enumerate(queries, start=1):
             axes = shown[f'block {block.name}, query {number}']
@@ -87,7 +87,7 @@ def test_queries_and_their_keys():
 def test_panel_per_head():
     trace = traced()
     block = trace.block('3.1')
-    figure = explain.queries_figure(trace, picture(), [(9, 9)], blocks=['3.1'], by_head=True)
+    figure = explain.queries_figure(trace, rgb(), [(9, 9)], blocks=['3.1'], by_head=True)
     for head in range(4):
         (keys,) = scatters(panels(figure)[f'block 3.1, query 1, head {head + 1}'])
         weights = block.attention([block.geometry.to_cell((9, 9), 0)])[0, head, 0]
@@ -134,7 +134,7 @@ def test_panels_show_what_the_model_saw():
     top, left, bottom, right = trace.images[0].seen
     assert (top, left, bottom, right) == (9.5, 19.5, 69.5, 79.5)
     for figure in (explain.points_figure, explain.queries_figure, explain.heat_figure):
-        for axes in panels(figure(trace, picture())).values():
+        for axes in panels(figure(trace, rgb())).values():
             (x0, x1), (y1, y0) = axes.get_xlim(), axes.get_ylim()
             assert x0 < left < x0 + 4
             assert right < x1 < right + 4
@@ -145,8 +145,8 @@ def test_panels_show_what_the_model_saw():
 def test_gallery_shows_every_image():
     torch.manual_seed(0)
     trace = explain.trace(build(), torch.rand(3, 3, 64, 64))
-    pictures = [np.full((64, 64), 50 * i, np.uint8) for i in range(3)]
-    figure = explain.gallery_figure(trace, pictures, ['a', 'b', 'c'], columns=2)
+    images = [np.full((64, 64), 50 * i, np.uint8) for i in range(3)]
+    figure = explain.gallery_figure(trace, images, ['a', 'b', 'c'], columns=2)
     right = [axes for axes in figure.axes if len(scatters(axes)) == len(trace.deformable)]
     assert len(right) == 3
     for image, axes in enumerate(right):
@@ -164,9 +164,7 @@ def test_files(format, tmp_path):
     trace = traced()
     folders = [tmp_path / 'a' / 'new', tmp_path / 'b']
     for folder in folders:
-        paths = explain.draw(
-            trace, picture(), folder, blocks=['2.1'], format=format, title='a title'
-        )
+        paths = explain.draw(trace, rgb(), folder, blocks=['2.1'], format=format, title='a title')
         names = [f'points.{format}', f'queries.{format}', f'heat.{format}', 'trace.npz']
         assert [path.name for path in paths] == names
     assert sorted(path.name for path in folders[0].iterdir()) == sorted(names)
@@ -180,7 +178,7 @@ def test_files(format, tmp_path):
 
 def test_arrays(tmp_path):
     trace, queries = traced(), [(10.0, 20.0), (70.0, 90.0)]
-    explain.draw(trace, picture(), tmp_path, queries=queries, blocks=['2.1'])
+    explain.draw(trace, rgb(), tmp_path, queries=queries, blocks=['2.1'])
     with np.load(tmp_path / 'trace.npz') as file:
         arrays = dict(file)
     assert arrays['size'].tolist() == list(SIZE)
@@ -201,14 +199,14 @@ def test_arrays(tmp_path):
 def test_mistakes(tmp_path):
     trace = traced()
     with pytest.raises(ValueError, match=r'block 2\.0 is neighborhood .* deformable: 0\.1, 1\.1'):
-        explain.draw(trace, picture(), tmp_path / 'new', blocks=['2.0'])
+        explain.draw(trace, rgb(), tmp_path / 'new', blocks=['2.0'])
     with pytest.raises(ValueError, match=r"no block '5\.0'"):
-        explain.heat_figure(trace, picture(), blocks=['5.0'])
+        explain.heat_figure(trace, rgb(), blocks=['5.0'])
     with pytest.raises(ValueError, match='outside of the 80 x 100 image'):
-        explain.draw(trace, picture(), tmp_path / 'new', queries=[(80, 3)])
-    with pytest.raises(ValueError, match='the picture is 8 x 9, the image of the trace 80 x 100'):
+        explain.draw(trace, rgb(), tmp_path / 'new', queries=[(80, 3)])
+    with pytest.raises(ValueError, match='the image is 8 x 9 pixels, that of the trace 80 x 100'):
         explain.points_figure(trace, np.zeros((8, 9)))
     none = explain.trace(build(dict(TINY, mixers=['N'] * 4)), torch.rand(1, 3, 80, 100))
     with pytest.raises(ValueError, match='no block with deformable attention'):
-        explain.heat_figure(none, picture())
+        explain.heat_figure(none, rgb())
     assert not list(tmp_path.iterdir())

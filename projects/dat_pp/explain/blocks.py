@@ -129,18 +129,18 @@ class DeformableBlock(Block):
 
     @cached_property
     def positions_in_pixels(self) -> Tensor:
-        """``positions`` in pixels (y, x) of the original images, (B, g, N, 2), in float64."""
+        """``positions`` in pixels (y, x) of the original images, (B, g, N, 2); float64, CPU."""
         return self.in_pixels(self.positions)
 
     @cached_property
     def reference_in_pixels(self) -> Tensor:
-        """``reference`` in pixels (y, x) of the original images, (B, g, N, 2), in float64."""
+        """``reference`` in pixels (y, x) of the original images, (B, g, N, 2); float64, CPU."""
         return self.in_pixels(self.reference)
 
     def in_pixels(self, positions: Tensor) -> Tensor:
         """Map normalized positions, (B, ..., 2), to pixels (y, x) of the original images."""
-        last = torch.tensor(self.size, dtype=torch.float64, device=positions.device) - 1
-        return self.geometry.to_pixels((positions.double() + 1) / 2 * last)
+        last = torch.tensor(self.size, dtype=torch.float64) - 1
+        return self.geometry.to_pixels((positions.cpu().double() + 1) / 2 * last)
 
     def attention(self, queries: Queries) -> Tensor:
         """Attention weights of some queries.

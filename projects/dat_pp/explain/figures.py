@@ -1,7 +1,6 @@
 """Figures of a trace, as in the papers: deformed points, what queries attend to, and heat maps.
 
-Each function takes a trace and the picture of one of its images, an RGB array (H, W, 3) or gray
-(H, W) in the size that the image had before resizing, and returns a
+Each function takes a trace and one of its images as it was before resizing, and returns a
 :class:`matplotlib.figure.Figure`, whose ``savefig`` writes PNG, PDF or SVG.
 """
 
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .blocks import DeformableBlock
-from .sheet import STYLE, Areas, Sheet
+from .panels import STYLE, Areas, PanelGrid
 from .tracer import Trace
 
 Pixel = tuple[float, float]
@@ -129,7 +128,7 @@ def strongest(
 @matplotlib.rc_context(STYLE)
 def points_figure(
     trace: Trace,
-    picture: NDArray,
+    rgb: NDArray,
     image: int = 0,
     blocks: Sequence[str] | None = None,
     title: str = '',
@@ -138,8 +137,8 @@ def points_figure(
 
     Args:
         trace: The trace.
-        picture: The image as a person sees it.
-        image: Its index in the batch.
+        rgb: The image before resizing, RGB (H, W, 3) or gray (H, W).
+        image: Index of the image in the batch.
         blocks: Names of deformable blocks, ``'STAGE.INDEX'``; default: the last of each of the last
             two stages.
         title: First line of the figure.
@@ -147,15 +146,15 @@ def points_figure(
     chosen = deformable_blocks(trace, blocks)
     columns = min(MOST_COLUMNS, max(block.groups for block in chosen))
     layout = [-(-block.groups // columns) for block in chosen]
-    sheet = Sheet.make(trace, picture, image, sum(layout), columns, title)
-    sizes = Areas(sheet, max(block.grid[1] for block in chosen))
+    grid = PanelGrid.make(trace, rgb, image, sum(layout), columns, title)
+    sizes = Areas(grid, max(block.grid[1] for block in chosen))
     for block, first in zip(chosen, np.cumsum([0, *layout])):
         received = attention_received(block, image).cpu().numpy()
         # Where the clamping of positions would put reference points that lie beyond the map.
         start = block.in_pixels(block.reference.clamp(-1, 1))[image].cpu().numpy()
         end = block.positions_in_pixels[image].cpu().numpy()
         for group in range(block.groups):
-            axes = sheet.panel(first + group // columns, group % columns, fade=0.25)
+            axes = grid.panel(first + group // columns, group % columns, fade=0.25)
             of = f', group {group + 1} of {block.groups}' if block.groups > 1 else ''
             axes.set_title(f'block {block.name}{of}')
             _draw_points(
@@ -168,14 +167,14 @@ def points_figure(
         Line2D([], [], marker='o', ms=float(np.sqrt(sizes.of(np.array(x)))), label=label, **marker)
         for x, label in ((1.0, 'sample with mean attention'), (3.0, '3 times the mean'))
     ]
-    sheet.legend(handles)
-    return sheet.figure
+    grid.legend(handles)
+    return grid.figure
 
 
 @matplotlib.rc_context(STYLE)
 def queries_figure(
     trace: Trace,
-    picture: NDArray,
+    rgb: NDArray,
     queries: Sequence[Pixel] | None = None,
     image: int = 0,
     blocks: Sequence[str] | None = None,
@@ -185,7 +184,7 @@ def queries_figure(
     """What queries (stars) attend to (circles, sized and colored by weight), a row per block.
 
     Args:
-        trace, picture, image, blocks, title: See :func:`points_figure`.
+        trace, rgb, image, blocks, title: See :func:`points_figure`.
         queries: Pixels (y, x) of the original image; default: :func:`strongest`. The star is drawn
             at the center of the cell of the block's map that is nearest.
         by_head: A panel per head, and a row per block and query; otherwise heads are averaged.
@@ -217,9 +216,9 @@ def queries_figure(
             row += -(-block.heads // columns)
         if not by_head:
             row += -(-len(queries) // columns)
-    sheet = Sheet.make(trace, picture, image, row, columns, title)
+    grid = PanelGrid.make(trace, rgb, image, row, columns, title)
     for at, column, label, block, cell, weights in panels:
-        axes = sheet.panel(at, column, fade=0.35)
+        axes = grid.panel(at, column, fade=0.35)
         axes.set_title(label)
         points = block.positions_in_pixels[image].flatten(0, 1).cpu().numpy()
         weight = weights.flatten().cpu().numpy() * weights.shape[1]  # 1: as much as any other
@@ -231,14 +230,14 @@ def queries_figure(
         )  # fmt: skip
         y, x = block.queries_in_pixels([cell])[image, 0].tolist()
         axes.plot(x, y, '*', ms=11, color=QUERY, mec='black', mew=0.7, zorder=4)
-    sheet.colorbar(WEIGHT, 0, 1, 'attention weight, relative to the largest')
-    return sheet.figure
+    grid.colorbar(WEIGHT, 0, 1, 'attention weight, relative to the largest')
+    return grid.figure
 
 
 @matplotlib.rc_context(STYLE)
 def heat_figure(
     trace: Trace,
-    picture: NDArray,
+    rgb: NDArray,
     image: int = 0,
     blocks: Sequence[str] | None = None,
     title: str = '',
@@ -246,22 +245,22 @@ def heat_figure(
     """Received attention over the image, a panel per block beside the image itself.
 
     Args:
-        trace, picture, image, blocks, title: See :func:`points_figure`.
+        trace, rgb, image, blocks, title: See :func:`points_figure`.
     """
     chosen = deformable_blocks(trace, blocks)
     panels = len(chosen) + 1
     columns = min(MOST_COLUMNS, panels)
     rows = -(-panels // columns)
-    sheet = Sheet.make(trace, picture, image, rows, columns, title)
-    sheet.panel(0, 0).set_title('image')
+    grid = PanelGrid.make(trace, rgb, image, rows, columns, title)
+    grid.panel(0, 0).set_title('image')
     heats = [heat_map(trace, [block], image) for block in chosen]
     high = max(2.0, max(float(np.percentile(heat, 99.8)) for heat in heats))
     for number, (block, heat) in enumerate(zip(chosen, heats), start=1):
-        axes = sheet.panel(number // columns, number % columns, gray=True)
+        axes = grid.panel(number // columns, number % columns, gray=True)
         axes.set_title(f'block {block.name}')
         draw_heat(axes, heat, trace, image, high)
-    sheet.colorbar(HEAT, 0, high, 'attention received, relative to the mean')
-    return sheet.figure
+    grid.colorbar(HEAT, 0, high, 'attention received, relative to the mean')
+    return grid.figure
 
 
 def _draw_points(
@@ -288,7 +287,7 @@ def _draw_points(
 
 
 def draw_heat(axes: Axes, heat: NDArray, trace: Trace, image: int, high: float) -> None:
-    """Lay a heat map over the picture of a panel."""
+    """Lay a heat map over the image of a panel."""
     top, left, bottom, right = trace.images[image].seen
     limits = axes.axis()
     axes.imshow(

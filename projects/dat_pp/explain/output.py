@@ -17,7 +17,7 @@ from .figures import (
     queries_figure,
     strongest,
 )
-from .sheet import STYLE
+from .panels import STYLE
 from .tracer import Trace
 
 FORMATS = ('png', 'pdf', 'svg')
@@ -30,7 +30,7 @@ def file_names(format: str = 'png') -> list[str]:
 
 def draw(
     trace: Trace,
-    picture: NDArray,
+    rgb: NDArray,
     out_dir: str | Path,
     image: int = 0,
     queries: Sequence[Pixel] | None = None,
@@ -43,7 +43,7 @@ def draw(
 
     Args:
         trace: The trace.
-        picture: The image as a person sees it, before resizing: RGB (H, W, 3) or gray (H, W).
+        rgb: The image before resizing, RGB (H, W, 3) or gray (H, W).
         out_dir: Folder, made if missing; files of these names are replaced.
         image: Index of the image in the batch.
         queries: Pixels (y, x) of the image. Default: those that receive most attention.
@@ -63,7 +63,7 @@ def draw(
     if queries is None:
         queries = strongest(trace, chosen, image)
     common: dict[str, Any] = dict(
-        trace=trace, picture=picture, image=image, blocks=[b.name for b in chosen], title=title
+        trace=trace, rgb=rgb, image=image, blocks=[b.name for b in chosen], title=title
     )
     figures = [
         points_figure(**common),

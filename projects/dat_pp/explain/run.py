@@ -62,10 +62,10 @@ def parse_queries(texts: Sequence[str] | None) -> list[tuple[float, float]] | No
     return [(float(match[1]), float(match[2])) for match in matches if match]
 
 
-def folders_of(images: Sequence[Path], out_dir: Path) -> list[Path]:
+def folders_of(paths: Sequence[Path], out_dir: Path) -> list[Path]:
     """A folder per image, called as its file without suffix, and numbered where that is taken."""
     folders: list[Path] = []
-    for path in images:
+    for path in paths:
         name, number = path.stem, 2
         while out_dir / name in folders:
             name, number = f'{path.stem}-{number}', number + 1
@@ -77,18 +77,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     with user_errors('figures', '; pip install matplotlib'):
         from .output import draw, file_names
-        from .sources import find_images, load_source, read_picture
+        from .sources import find_images, image_size, load_source, read_rgb
     queries = parse_queries(args.query)
-    images = find_images(args.images)
-    folders = folders_of(images, Path(args.out_dir))
+    paths = find_images(args.images)
+    folders = folders_of(paths, Path(args.out_dir))
     for folder in folders:
         for name in file_names(args.format):
             if (folder / name).exists() and not args.overwrite:
                 raise UserError(f'--out-dir: {folder / name} exists; --overwrite replaces it')
-    pictures = [read_picture(path) for path in images]
-    for path, picture in zip(images, pictures):
+    for path in paths:
+        height, width = image_size(path)
         for y, x in queries or ():
-            height, width = picture.shape[:2]
             if y > height - 1 or x > width - 1:
                 raise UserError(
                     f'--query: ({y:g}, {x:g}) is outside of {path}, {height} x {width} pixels'
@@ -96,11 +95,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = load_source(args.model, args.weights)
     if not source.trained:
         print('note: random weights show nothing a model learned; give --weights', file=sys.stderr)
-    for path, picture, folder in zip(images, pictures, folders):
+    for path, folder in zip(paths, folders):
+        rgb = read_rgb(path)
         with user_errors(f'image {path}'):
             written = draw(
-                source.trace(path, picture),
-                picture,
+                source.trace(path, rgb),
+                rgb,
                 folder,
                 queries=queries or source.centers(path)[:3] or None,
                 blocks=args.blocks,

@@ -1,7 +1,8 @@
 """Models and images that a person names: what ``tools/explain.py`` is given."""
 
+import contextlib
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import nn
 
 from ..catalog import config as config_path
@@ -46,15 +47,32 @@ def find_images(names: Sequence[str]) -> list[Path]:
     return found
 
 
-def read_picture(path: Path) -> NDArray[np.uint8]:
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image that is turned upright; its pixels are not decoded.
+
+    Raises:
+        UserError: It is not an image.
+    """
+    with _reading(path), Image.open(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (width, height) if turned else (height, width)
+
+
+def read_rgb(path: Path) -> NDArray[np.uint8]:
     """Read an image as RGB, (H, W, 3), turned upright.
 
     Raises:
         UserError: It cannot be read.
     """
+    with _reading(path), Image.open(path) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+        yield
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f'image: cannot read {path}: {message_of(error)}') from error
 
@@ -68,7 +86,7 @@ class Source:
     trained: bool
     """Whether it has weights of a file."""
 
-    def trace(self, path: Path, picture: NDArray) -> Trace:
+    def trace(self, path: Path, rgb: NDArray) -> Trace:
         """Run the model on an image, preprocessed as in its tests."""
         raise NotImplementedError
 
@@ -80,16 +98,16 @@ class Source:
 class PlainSource(Source):
     """A published backbone by name, with the preprocessing of its classifier."""
 
-    def trace(self, path: Path, picture: NDArray) -> Trace:
+    def trace(self, path: Path, rgb: NDArray) -> Trace:
         cfg = PUBLISHED[find(self.name)].default_cfg()
         side = cfg['input_size'][1]
         resized = round(side / cfg['crop_pct'])
-        image = Image.fromarray(picture).resize((resized, resized), Image.Resampling.BICUBIC)
+        image = Image.fromarray(rgb).resize((resized, resized), Image.Resampling.BICUBIC)
         start = (resized - side) // 2
         image = image.crop((start, start, start + side, start + side))
         pixels = torch.tensor(np.asarray(image), dtype=torch.float32).permute(2, 0, 1) / 255
         mean, std = (torch.tensor(cfg[key])[:, None, None] for key in ('mean', 'std'))
-        height, width = picture.shape[:2]
+        height, width = rgb.shape[:2]
         geometry = ImageGeometry(
             size=(height, width),
             shape=(side, side),
@@ -107,7 +125,7 @@ class ConfigSource(Source):
     whole: bool = False
     """Whether heads have weights of a file too."""
 
-    def trace(self, path: Path, picture: NDArray) -> Trace:
+    def trace(self, path: Path, rgb: NDArray) -> Trace:
         return trace(self.model, self._data(path))
 
     def centers(self, path: Path) -> list[Pixel]:

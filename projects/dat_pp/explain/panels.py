@@ -33,22 +33,22 @@ STYLE: Any = {
 class Areas:
     """Areas of markers, in points^2, that stand for received attention."""
 
-    sheet: 'Sheet'
+    grid: 'PanelGrid'
     columns: int
 
     def of(self, received: NDArray) -> NDArray:
         """Areas for attention received relative to the mean."""
-        spacing = 72 * self.sheet.width / self.columns
+        spacing = 72 * self.grid.width / self.columns
         return min(7.5, 0.3 * spacing) ** 2 * np.clip(received, 0.05, 9)
 
 
 @dataclass
-class Sheet:
-    """A figure of panels that show the same picture."""
+class PanelGrid:
+    """A figure of panels that show the same image."""
 
     figure: Figure
     panels: NDArray
-    picture: NDArray
+    rgb: NDArray
     seen: tuple[float, float, float, float]
     width: float
 
@@ -56,18 +56,18 @@ class Sheet:
     def make(
         cls,
         trace: Trace,
-        picture: NDArray,
+        rgb: NDArray,
         image: int,
         rows: int,
         columns: int,
         title: str,
         panel: float = PANEL,
-    ) -> 'Sheet':
+    ) -> 'PanelGrid':
         size = trace.images[image].size
-        if picture.shape[:2] != size:
-            shape = ' x '.join(map(str, picture.shape[:2]))
+        if rgb.shape[:2] != size:
+            shape = ' x '.join(map(str, rgb.shape[:2]))
             raise ValueError(
-                f'the picture is {shape}, the image of the trace {size[0]} x {size[1]}'
+                f'the image is {shape} pixels, that of the trace {size[0]} x {size[1]}'
             )
         seen = trace.images[image].seen
         ratio = (seen[2] - seen[0]) / (seen[3] - seen[1])
@@ -82,7 +82,7 @@ class Sheet:
             axes.axis('off')
             axes.set_xticks([])  # otherwise found, if not drawn
             axes.set_yticks([])
-        return cls(figure, panels, picture, seen, width)
+        return cls(figure, panels, rgb, seen, width)
 
     def panel(
         self,
@@ -90,11 +90,11 @@ class Sheet:
         column: int,
         fade: float = 0.0,
         gray: bool = False,
-        picture: NDArray | None = None,
+        rgb: NDArray | None = None,
     ) -> Axes:
-        """A panel with the picture, mixed with white by ``fade``, perhaps without colors."""
+        """A panel with the image, mixed with white by ``fade``, perhaps without colors."""
         axes = self.panels[row, column]
-        shown = np.asarray(self.picture if picture is None else picture, np.float32) / 255
+        shown = np.asarray(self.rgb if rgb is None else rgb, np.float32) / 255
         if gray and shown.ndim == 3:
             shown = shown @ np.array([0.299, 0.587, 0.114], np.float32)
         shown = shown * (1 - fade) + fade
@@ -103,8 +103,8 @@ class Sheet:
             shown, cmap='gray', vmin=0, vmax=1, interpolation='bicubic' if few else 'antialiased'
         )
         top, left, bottom, right = self.seen
-        shown_part = axes.images[0]
-        shown_part.set_clip_path(
+        drawn = axes.images[0]
+        drawn.set_clip_path(
             Rectangle((left, top), right - left, bottom - top, transform=axes.transData)
         )
         margin = MARGIN * max(bottom - top, right - left)
