@@ -11,7 +11,7 @@ arch = dict(
 )
 
 optim_wrapper = dict(
-    optimizer=dict(type='AdamW', weight_decay=0.05),
+    optimizer=dict(type='AdamW', weight_decay=0.05, fused=True),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
     clip_grad=dict(max_norm=5.0),
 )
