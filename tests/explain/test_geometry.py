@@ -71,6 +71,9 @@ def test_pixels_before_a_pipeline(name, center):
     packed = run_pipeline(scope, image, steps)
     geometry = ImageGeometry.from_metainfo(packed['data_samples'].metainfo)
     assert geometry.size == (60, 84)
+    if 'padded' in name:
+        assert packed['inputs'].shape[1:] == (128, 192)
+        assert geometry.shape == (96, 134)
     moved = centroid(packed['inputs'])
     expected = centroid(torch.from_numpy(image).permute(2, 0, 1))
     # Beyond half a pixel, parts of the spot were cut off.

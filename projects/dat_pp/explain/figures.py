@@ -224,9 +224,11 @@ def queries_figure(
         weight = weights.flatten().cpu().numpy() * weights.shape[1]  # 1: as much as any other
         relative = weight / max(weight.max(), 1e-12)
         order = relative.argsort()  # the strongest on top
+        spacing = 72 * grid.width / block.grid[1] / block.groups**0.5
         axes.scatter(
-            points[order, 1], points[order, 0], s=2 + 90 * relative[order], c=relative[order],
-            cmap=WEIGHT, vmin=0, vmax=1, alpha=0.85, lw=0.4, edgecolors='white', zorder=3,
+            points[order, 1], points[order, 0], s=1 + min(90, spacing**2) * relative[order],
+            c=relative[order], cmap=WEIGHT, vmin=0, vmax=1, alpha=0.85, lw=0.4, edgecolors='white',
+            zorder=3,
         )  # fmt: skip
         y, x = block.queries_in_pixels([cell])[image, 0].tolist()
         axes.plot(x, y, '*', ms=11, color=QUERY, mec='black', mew=0.7, zorder=4)

@@ -39,7 +39,7 @@ class Areas:
     def of(self, received: NDArray) -> NDArray:
         """Areas for attention received relative to the mean."""
         spacing = 72 * self.grid.width / self.columns
-        return min(7.5, 0.3 * spacing) ** 2 * np.clip(received, 0.05, 9)
+        return min(7.5, 0.25 * spacing) ** 2 * np.clip(received, 0.05, 9)
 
 
 @dataclass
