@@ -35,7 +35,7 @@ def draw_classifications(data_root: Path, samples: list[dict], rows: int = 4) ->
     for axis, sample in zip(axes, choose(samples, len(axes), len(axes) // 2)):
         axis.imshow(_read_digit(data_root, sample), cmap='gray', vmin=0, vmax=255)
         color = 'red' if _is_wrong(sample) else 'green'
-        axis.set_title(_caption(sample), fontsize=8, color=color, pad=2)
+        axis.set_title(caption(sample), fontsize=8, color=color, pad=2)
     return figure
 
 
@@ -49,7 +49,7 @@ def draw_detections(data_root: Path, samples: list[dict], count: int = 8) -> Fig
     truth = json.loads((data_root / 'coco' / 'annotations' / 'instances_val.json').read_text())
     figure, axes = _grid(count // 2, 4, 1.8, 1.8, ['ground truth', 'prediction'])
     for number, sample in enumerate(samples[:count]):
-        image = _read(data_root / 'coco' / 'val' / Path(sample['img_path']).name)
+        image = read_image(data_root / 'coco' / 'val' / Path(sample['img_path']).name)
         annotations = [a for a in truth['annotations'] if a['image_id'] == sample['img_id']]
         _draw_instances(
             axes[2 * number],
@@ -85,9 +85,9 @@ def draw_segmentations(data_root: Path, samples: list[dict], count: int = 8) -> 
     colors = ListedColormap(np.vstack([np.zeros(3), COLORS]))
     for number, sample in enumerate(samples[:count]):
         stem = Path(sample['img_path']).stem
-        truth = _read(folder / 'annotations' / 'validation' / f'{stem}.png')
+        truth = read_image(folder / 'annotations' / 'validation' / f'{stem}.png')
         image, *maps = axes[3 * number : 3 * number + 3]
-        image.imshow(_read(folder / 'images' / 'validation' / f'{stem}.jpg'))
+        image.imshow(read_image(folder / 'images' / 'validation' / f'{stem}.jpg'))
         for axis, labels in zip(maps, (truth, sample['pred_sem_seg']['data'][0])):
             axis.imshow(labels, cmap=colors, vmin=0, vmax=len(CLASSES), interpolation='nearest')
     handles = [Patch(color=color, label=name) for color, name in zip(COLORS, CLASSES)]
@@ -117,7 +117,7 @@ def digits_as_text(data_root: Path, samples: list[dict], width: int) -> Text:
         for line, upper, lower in zip(lines, ink[::2], ink[1::2]):
             line.append(''.join(' ▀▄█'[u + 2 * v] for u, v in zip(upper, lower)).ljust(WIDTH))
         style = 'bold red' if _is_wrong(sample) else 'green'
-        lines[-1].append(_caption(sample).center(8).ljust(WIDTH), style=style)
+        lines[-1].append(caption(sample).center(8).ljust(WIDTH), style=style)
     return Text('\n').join(lines)
 
 
@@ -148,14 +148,14 @@ def _grid(
     return figure, axes
 
 
-def _caption(sample: dict) -> str:
+def caption(sample: dict) -> str:
     """The predicted class, and its score or the true class."""
     label, truth = int(sample['pred_label']), int(sample['gt_label'])
     score = float(sample['pred_score'].max())
     return f'{label} not {truth}' if label != truth else f'{label}  {score:.0%}'
 
 
-def _read(path: Path) -> np.ndarray:
+def read_image(path: Path) -> np.ndarray:
     """Read a label map as it is, or an image as RGB."""
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None:
@@ -165,7 +165,7 @@ def _read(path: Path) -> np.ndarray:
 
 def _read_digit(data_root: Path, sample: dict) -> np.ndarray:
     """Read a validation digit as (H, W); the dataset may have moved since the test."""
-    return _read(data_root.joinpath('imagenet', 'val', *Path(sample['img_path']).parts[-2:]))
+    return read_image(data_root.joinpath('imagenet', 'val', *Path(sample['img_path']).parts[-2:]))
 
 
 def _draw_instances(

@@ -39,7 +39,7 @@ class DemoError(Exception):
 def only_one(folder: Path) -> Generator[None, None, None]:
     """Hold a lock in `folder`; raises DemoError if another process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / '.lock', 'w') as lock:
+    with open(folder / '.lock', 'w', encoding='utf-8') as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -151,7 +151,7 @@ class Run:
         log = self.folder / f'{name}.log'
         display.start_stage(self.task, name)
         started, ended = time.monotonic(), 0
-        with open(log, 'a') as file:
+        with open(log, 'a', encoding='utf-8') as file:
             process = subprocess.Popen(
                 [sys.executable, *command],
                 cwd=ROOT,

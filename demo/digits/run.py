@@ -38,9 +38,9 @@ from .jobs import DemoError, Display, Run, only_one, run_together, shown
 
 WORK_DIR, DATA = 'work_dirs/digits', 'data/digits'
 CODE = ('projects/dat_pp', 'demo/digits/data.py')
-NEXT = """Figures               work_dirs/digits/{classification,mask-rcnn,upernet}.png
+NEXT = """Figures               work_dirs/digits/*.png
+What it looks at      docs/explain.md
 Test a model          python tools/test.py configs/digits/upernet.py work_dirs/digits/upernet.pth
-What it attends to    python tools/explain.py --help
 Train longer          bash demo/digits/run.sh --longer 3
 Train on your data    copy a config of configs/digits; read docs/train_test.md"""
 
@@ -109,6 +109,10 @@ def run_task(
         yield from run.stage('test', command, threads, display)
         run.metrics = read_metrics(run)
         run.save()
+    if run.task == FIRST and not note:
+        command = ['-m', 'demo.digits.attention', config, str(run.checkpoint), str(predictions)]
+        attention = run.folder.with_name('attention.png')
+        yield from run.stage('attention', [*command, str(attention)], threads, display)
     samples = pickle.loads(predictions.read_bytes())
     figure, data_root = run.folder.parent / f'{run.task}.png', jobs.ROOT / DATA
     figures.DRAW[run.task](data_root, samples).savefig(figure)
@@ -117,6 +121,7 @@ def run_task(
     if run.task == FIRST:
         text = figures.digits_as_text(data_root, samples, display.console.width)
         display.console.print(text, f'figure: {shown(figure)}', sep='\n')
+        display.console.print(f'what it looks at: {shown(figure.with_name("attention.png"))}')
 
 
 def read_metrics(run: Run) -> dict[str, float]:

@@ -1,6 +1,9 @@
 """The figures: each shows ground truth and prediction as they are."""
 
 import json
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -12,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from demo.digits import figures
+
+ROOT = Path(__file__).parents[2]
 
 
 def classified(data_root: Path, mistakes: int) -> list[dict]:
@@ -62,6 +67,21 @@ def test_digits_in_a_terminal(data_root, width, count):
     if count > 1:
         zero = [line[10:18] for line in lines[:4]]
         assert zero[1].strip().replace(' ', '') != zero[1].strip()
+
+
+@pytest.mark.slow
+def test_attention_of_the_classifier(data_root, tmp_path):
+    """In a fresh process, with random weights."""
+    get_model = pytest.importorskip('mmpretrain').get_model
+    config = str(ROOT / 'configs' / 'digits' / 'classification.py')
+    torch.save(get_model(config).state_dict(), tmp_path / 'model.pth')
+    samples = classified(data_root, mistakes=2)
+    (tmp_path / 'predictions.pkl').write_bytes(pickle.dumps(samples))
+    names = [str(tmp_path / name) for name in ('model.pth', 'predictions.pkl', 'attention.png')]
+    command = [sys.executable, '-m', 'demo.digits.attention', config, *names]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    height, width, _ = cv2.imread(names[-1]).shape
+    assert width > 2 * height  # two rows of four digits, each beside its heat map
 
 
 def test_a_perfect_segmentation_looks_like_the_ground_truth(data_root):

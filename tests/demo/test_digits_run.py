@@ -68,6 +68,12 @@ DRAW = dict.fromkeys(['classification', 'mask-rcnn', 'upernet'], lambda *_: Figu
 def digits_as_text(*_):
     return 'digits'
 """
+ATTENTION = """
+import sys
+from pathlib import Path
+
+Path(sys.argv[4]).write_text(f'{Path(sys.argv[1]).stem}, {Path(sys.argv[2]).name}')
+"""
 CONFIG = '_base_ = "./base.py"\nmodel = dict(type="{name}")\n'
 METRICS = {'accuracy/top1': 98.0, 'coco/bbox_mAP': 0.7, 'coco/segm_mAP': 0.69, 'mIoU': 73.0}
 NAMES = ['classification', 'mask-rcnn', 'upernet']
@@ -83,6 +89,7 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         'tools/test.py': TEST,
         'demo/digits/data.py': DATA,
         'demo/digits/figures.py': FIGURES,
+        'demo/digits/attention.py': ATTENTION,
         'configs/digits/base.py': 'train_cfg = dict(by_epoch=True, max_epochs=2)\n',
         'metrics.json': json.dumps(METRICS),
         'calls.txt': '',
@@ -142,6 +149,7 @@ def test_first_run_trains_tests_and_writes_results(sandbox, capsys, monkeypatch)
         ('mIoU', 73.0),
     ]
     assert all(row['seconds'] > 0 and row['cpu_seconds'] > 0 and row['peak_gib'] for row in rows)
+    assert (work_dir / 'attention.png').read_text() == 'classification, epoch_2.pth'
     assert (work_dir / 'upernet.png').read_bytes().startswith(b'\x89PNG')
     assert (work_dir / 'upernet.pth').read_text() == 'upernet after 2, from epoch_2.pth'
     output = capsys.readouterr().out
