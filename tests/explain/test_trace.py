@@ -104,6 +104,7 @@ def test_weights_are_in_float32_or_more(dtype):
     model = model.float()
     for block in [*traced.deformable, *traced.neighborhood]:
         x, expected = (value.float() for value in calls[block.name])
+        assert block.q.dtype == block.k.dtype == torch.float32
         assert block.attention([(0, 0)]).dtype == torch.float32
         mixer = model.stages[block.stage][block.index].mixer
         tolerance = 1e-5 if dtype == torch.float32 else 0.05
@@ -202,7 +203,7 @@ def test_model_is_left_as_it_was(fails):
 
 
 def test_trace_does_not_change_with_the_model():
-    model, images = model_of(TINY), torch.rand(1, 3, 32, 32, dtype=torch.float64)
+    model, images = model_of(TINY), torch.rand(1, 3, 64, 96, dtype=torch.float64)
     traced = trace(model, images)
     before = [block.received() for block in traced.deformable]
     weights = [block.attention([(0, 0)]) for block in traced]
