@@ -142,6 +142,21 @@ def test_panels_show_what_the_model_saw():
             assert bottom < y1 < bottom + 4
 
 
+def test_photograph_is_shrunk_and_keeps_its_place():
+    size = 1000, 3000
+    geometry = ImageGeometry(size, (64, 192), (0.064, 0.064))
+    trace = explain.trace(build(), torch.rand(1, 3, 64, 192), [geometry])
+    rgb = np.zeros((*size, 3), np.uint8)
+    rgb[:, 1500:] = 255
+    for axes in panels(explain.points_figure(trace, rgb, blocks=['0.1', '2.1'])).values():
+        (image,) = axes.images
+        assert image.get_array().shape == (400, 1200, 3)
+        assert image.get_extent() == [-0.5, 2999.5, 999.5, -0.5]
+        bright = image.get_array()[0, :, 0] == 1
+        assert not bright[:600].any()
+        assert bright[600:].all()
+
+
 def test_gallery_shows_every_image():
     torch.manual_seed(0)
     trace = explain.trace(build(), torch.rand(3, 3, 64, 64))

@@ -137,7 +137,7 @@ def points_figure(
 
     Args:
         trace: The trace.
-        rgb: The image before resizing, RGB (H, W, 3) or gray (H, W).
+        rgb: The image before resizing, RGB (H, W, 3) or gray (H, W), uint8.
         image: Index of the image in the batch.
         blocks: Names of deformable blocks, ``'STAGE.INDEX'``; default: the last of each of the last
             two stages.
@@ -210,7 +210,7 @@ def queries_figure(
             for head in range(block.heads):
                 group, within = divmod(head, block.heads // block.groups)
                 one = torch.zeros_like(mine[:, 0])
-                one[group] = mine[group, within] * block.groups
+                one[group] = mine[group, within]
                 label = f'block {block.name}, query {number + 1}, head {head + 1}'
                 panels.append((row + head // columns, head % columns, label, block, cell, one))
             row += -(-block.heads // columns)
@@ -221,7 +221,7 @@ def queries_figure(
         axes = grid.panel(at, column, fade=0.35)
         axes.set_title(label)
         points = block.positions_in_pixels[image].flatten(0, 1).cpu().numpy()
-        weight = weights.flatten().cpu().numpy() * weights.shape[1]  # 1: as much as any other
+        weight = weights.flatten().cpu().numpy()
         relative = weight / max(weight.max(), 1e-12)
         order = relative.argsort()  # the strongest on top
         spacing = 72 * grid.width / block.grid[1] / block.groups**0.5

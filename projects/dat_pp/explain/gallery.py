@@ -28,7 +28,8 @@ def gallery_figure(
 
     Args:
         trace: A trace of a batch.
-        images: The images as they were before resizing, RGB (H, W, 3) or gray (H, W), of one size.
+        images: The images as they were before resizing, RGB (H, W, 3) or gray (H, W), uint8, of one
+            size.
         titles: A line above each image.
         blocks: Names of deformable blocks, ``'STAGE.INDEX'``. Default: all.
         columns: Images per row.

@@ -43,7 +43,7 @@ def draw(
 
     Args:
         trace: The trace.
-        rgb: The image before resizing, RGB (H, W, 3) or gray (H, W).
+        rgb: The image before resizing, RGB (H, W, 3) or gray (H, W), uint8.
         out_dir: Folder, made if missing; files of these names are replaced.
         image: Index of the image in the batch.
         queries: Pixels (y, x) of the image. Default: those that receive most attention.

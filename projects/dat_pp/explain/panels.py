@@ -13,11 +13,14 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
+from PIL import Image
 
 from .tracer import Trace
 
 PANEL = 2.1
 """Width of a panel in inches, if images are square."""
+MOST_PIXELS = 1200
+"""Longer side of the image in a panel; a larger one is shrunk, once for all panels."""
 MARGIN = 0.045
 """White around an image, in its longer sides, for markers at its border."""
 STYLE: Any = {
@@ -49,6 +52,7 @@ class PanelGrid:
     figure: Figure
     panels: NDArray
     rgb: NDArray
+    size: tuple[int, int]
     seen: tuple[float, float, float, float]
     width: float
 
@@ -82,7 +86,7 @@ class PanelGrid:
             axes.axis('off')
             axes.set_xticks([])  # otherwise found, if not drawn
             axes.set_yticks([])
-        return cls(figure, panels, rgb, seen, width)
+        return cls(figure, panels, _shrunk(rgb), size, seen, width)
 
     def panel(
         self,
@@ -94,13 +98,20 @@ class PanelGrid:
     ) -> Axes:
         """A panel with the image, mixed with white by ``fade``, perhaps without colors."""
         axes = self.panels[row, column]
-        shown = np.asarray(self.rgb if rgb is None else rgb, np.float32) / 255
+        rgb = self.rgb if rgb is None else _shrunk(rgb)
+        shown = np.asarray(rgb, np.float32) / 255
         if gray and shown.ndim == 3:
             shown = shown @ np.array([0.299, 0.587, 0.114], np.float32)
         shown = shown * (1 - fade) + fade
         few = max(shown.shape[:2]) < 160
+        height, width = self.size
         axes.imshow(
-            shown, cmap='gray', vmin=0, vmax=1, interpolation='bicubic' if few else 'antialiased'
+            shown,
+            cmap='gray',
+            vmin=0,
+            vmax=1,
+            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+            interpolation='bicubic' if few else 'antialiased',
         )
         top, left, bottom, right = self.seen
         drawn = axes.images[0]
@@ -131,3 +142,12 @@ class PanelGrid:
         bar.set_label(label, size=7)
         bar.ax.tick_params(labelsize=6.5, length=2, pad=1.5)
         bar.outline.set_linewidth(0.4)
+
+
+def _shrunk(rgb: NDArray) -> NDArray:
+    height, width = rgb.shape[:2]
+    factor = MOST_PIXELS / max(height, width)
+    if factor >= 1:
+        return rgb
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BOX))

@@ -146,12 +146,13 @@ class ConfigSource(Source):
         return pseudo_collate([self.pipeline(dict(img_path=str(path), img_id=0))])
 
 
-def load_source(name: str, weights: str | None, options: dict[str, Any] | None = None) -> Source:
+def load_source(name: str, weights: str | None) -> Source:
     """Make the model of a name or a config file, with weights of a file.
 
     Args:
         name: A config file, a config of this package by name, or a published model.
-        weights: A checkpoint file; published files are taken as they are. None for random weights.
+        weights: A checkpoint file; published files are taken as they are. If it does not fit a
+            whole config's model, the backbone alone is loaded. None for random weights.
 
     Raises:
         UserError: There is no such model, it needs a library that is not installed, or the weights
