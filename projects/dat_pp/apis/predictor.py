@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.registry import DATASETS
+from mmengine.structures import PixelData
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -28,6 +30,11 @@ from ..weights import compare, convert_published, is_published, read_checkpoint,
 
 SCORE_THR = 0.3
 """Detections with lower scores are left out unless asked for."""
+
+SMALL = 300
+"""Images with shorter sides are enlarged for drawing, up to ``LARGE``: labels would cover them."""
+
+LARGE = 1200
 
 Picture = NDArray[np.uint8]
 
@@ -120,7 +127,18 @@ class Predictor:
         raise NotImplementedError
 
     def draw(self, image: Picture, prediction: Prediction) -> Picture:
-        """Draw a prediction over its RGB image, as the library does."""
+        """Draw a prediction over its RGB image, as the library does.
+
+        A small image is enlarged by a whole factor.
+        """
+        height, width = image.shape[:2]
+        factor = max(1, min(-(-SMALL // min(height, width)), LARGE // max(height, width)))
+        if factor > 1:
+            image = mmcv.imresize(image, (factor * width, factor * height), interpolation='bicubic')
+        return self._draw(image, prediction.sample, factor)
+
+    def _draw(self, image: Picture, sample: Any, factor: int) -> Picture:
+        """Draw a sample over an image that is ``factor`` times as large as the sample's."""
         raise NotImplementedError
 
     def centers(self, prediction: Prediction) -> list[tuple[float, float]]:
@@ -157,12 +175,9 @@ class Classifier(Predictor):
         )
         return Prediction(sample, result)
 
-    def draw(self, image: Picture, prediction: Prediction) -> Picture:
-        # Text on a small image would cover it.
-        size = dict(resize=224) if min(image.shape[:2]) < 224 else {}
-        return self.inferencer.visualizer.visualize_cls(
-            image, prediction.sample, classes=self.classes, draw_gt=False, **size
-        )
+    def _draw(self, image: Picture, sample: Any, factor: int) -> Picture:
+        visualizer = self.inferencer.visualizer
+        return visualizer.visualize_cls(image, sample, classes=self.classes, draw_gt=False)
 
 
 class Detector(Predictor):
@@ -189,9 +204,14 @@ class Detector(Predictor):
         result['classes'] = [self.classes[label] for label in result['labels']]
         return Prediction(sample, result)
 
-    def draw(self, image: Picture, prediction: Prediction) -> Picture:
+    def _draw(self, image: Picture, sample: Any, factor: int) -> Picture:
+        sample = sample.clone()
+        found = sample.pred_instances
+        found.bboxes *= factor
+        if 'masks' in found:
+            found.masks = _enlarge(found.masks, factor)
         settings: Any = dict(return_vis=True, pred_score_thr=self.score_thr)
-        return self.inferencer.visualize([image], [prediction.sample], **settings)[0]
+        return self.inferencer.visualize([image], [sample], **settings)[0]
 
     def centers(self, prediction: Prediction) -> list[tuple[float, float]]:
         found = prediction.sample.pred_instances
@@ -222,13 +242,21 @@ class Segmentor(Predictor):
         )
         return Prediction(sample, result, label_map)
 
-    def draw(self, image: Picture, prediction: Prediction) -> Picture:
+    def _draw(self, image: Picture, sample: Any, factor: int) -> Picture:
+        sample = type(sample)(
+            pred_sem_seg=PixelData(data=_enlarge(sample.pred_sem_seg.data, factor))
+        )
         settings: Any = dict(return_vis=True, opacity=0.5)
-        return self.inferencer.visualize([image], [prediction.sample], **settings)[0]
+        return self.inferencer.visualize([image], [sample], **settings)[0]
 
 
 PREDICTORS = {'mmpretrain': Classifier, 'mmdet': Detector, 'mmseg': Segmentor}
 """``default_scope`` of a config -> its predictor."""
+
+
+def _enlarge(maps: Tensor, factor: int) -> Tensor:
+    """Repeat the pixels of maps (N, H, W) along both axes."""
+    return maps.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
 
 
 def _with_model(inferencer: Any, model: nn.Module) -> Any:
