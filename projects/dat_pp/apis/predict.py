@@ -183,13 +183,17 @@ def _explain(
 
     found = trace(predictor.model, data)
     for index, (image, prediction) in enumerate(zip(images, predictions)):
+        height, width = image.pixels.shape[:2]
+        centers = [
+            (min(y, height - 1), min(x, width - 1)) for y, x in predictor.centers(prediction)
+        ]
         with user_errors(f'image {image.source.path}'):
             draw(
                 found,
                 image.pixels,
                 output.folder / 'explain' / image.name,
                 index,
-                queries=predictor.centers(prediction)[:MAX_QUERIES] or None,
+                queries=centers[:MAX_QUERIES] or None,
                 title=f'{image.source.path.name}, {predictor.name}',
             )
 

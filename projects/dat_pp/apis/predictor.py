@@ -205,11 +205,11 @@ class Detector(Predictor):
         return Prediction(sample, result)
 
     def _draw(self, image: Picture, sample: Any, factor: int) -> Picture:
-        sample = sample.clone()
         found = sample.pred_instances
-        found.bboxes *= factor
+        parts = dict(found.items()) | dict(bboxes=found.bboxes * factor)
         if 'masks' in found:
-            found.masks = _enlarge(found.masks, factor)
+            parts['masks'] = _enlarge(found.masks, factor)
+        sample = type(sample)(pred_instances=type(found)(**parts))
         settings: Any = dict(return_vis=True, pred_score_thr=self.score_thr)
         return self.inferencer.visualize([image], [sample], **settings)[0]
 
