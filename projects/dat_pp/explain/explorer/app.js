@@ -28,16 +28,21 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** Radio buttons (or check boxes) that look like chips; options are [value, label, color]. */
+/** Radio buttons (or check boxes) that look like chips; options are [value, label, color, name].
+ *
+ * `name` is for screen readers, and marks the chip.
+ */
 function chips(id, options, value, onchange, type = 'radio') {
   const holder = byId(id);
   const focused = holder.contains(document.activeElement) ? document.activeElement.value : null;
-  holder.replaceChildren(...options.map(([option, label, color]) => {
+  holder.replaceChildren(...options.map(([option, label, color, name]) => {
     const input = make('input', { type, name: id, value: String(option) });
     input.checked = type === 'radio' ? option === value : value[option];
     input.addEventListener('change', () => onchange(option, input.checked));
     const mark = color ? [make('b', { style: `background:${color}` })] : [];
-    return make('label', {}, input, make('span', {}, ...mark, label));
+    if (name) input.setAttribute('aria-label', name);
+    const kind = name ? { class: name.split(' ').pop(), title: name } : {};
+    return make('label', {}, input, make('span', kind, ...mark, label));
   }));
   if (focused !== null) holder.querySelector(`[value="${focused}"]`)?.focus();
 }
@@ -89,7 +94,7 @@ function drawControls() {
   const inside = image.blocks.filter((b) => b.stage === block.stage);
   chips(
     'blocks',
-    inside.map((b) => [b.name, `${b.name} ${b.deformable ? 'deformable' : 'local'}`]),
+    inside.map((b) => [b.name, b.name, null, `${b.name} ${b.deformable ? 'deformable' : 'local'}`]),
     block.name,
     (name) => choose({ block: inside.find((b) => b.name === name) }),
   );
@@ -103,8 +108,8 @@ function drawControls() {
   const layers = Object.entries(LAYERS).filter(([name]) => ({
     offsets: block.deformable,
     received: block.deformable,
-    window: image.windows[block.stage],
-    predictions: image.regions || image.predictions.some((p) => p.box),
+    window: block.stage in image.windows,
+    predictions: image.regions !== '' || image.predictions.some((p) => p.box),
   }[name] ?? true));
   chips('layers', layers, state.layers, (name, on) => {
     state.layers[name] = on;
@@ -118,8 +123,9 @@ function layout() {
   const holder = byId('view');
   const space = byId('viewer').clientWidth;
   const most = Math.max(280, window.innerHeight * 0.72);
-  const width = Math.floor(Math.min(space, most * image.size[1] / image.size[0]));
-  const height = Math.round(width * image.size[0] / image.size[1]);
+  const inside = Math.min(space - 2 * MARGIN, most * image.size[1] / image.size[0]);
+  const width = Math.floor(inside) + 2 * MARGIN;
+  const height = Math.round(inside * image.size[0] / image.size[1]) + 2 * MARGIN;
   holder.style.width = `${width}px`;
   holder.style.height = `${height}px`;
   view.resize(width, height, image);
@@ -160,6 +166,7 @@ function drawReadout() {
   const where = `Row ${cell[0]}, column ${cell[1]} of ${block.size.join(' x ')}; `
     + place(block.centerOf(cell));
   byId('where').textContent = where + (state.held ? ' (held)' : '');
+  byId('weight-of').textContent = block.groups > 1 ? 'Weight in its group' : 'Weight';
   const best = circles.slice(-5).reverse();
   byId('strongest').tBodies[0].replaceChildren(...best.map((found) => {
     const meter = make('div', {
@@ -210,15 +217,26 @@ function drawPredictionList() {
   }), make('li', { class: 'measure' }, make('span'), make('span', {}, image.measure)));
 }
 
+/** Say which blocks the page has not, a line per mixer. */
 function drawOmitted() {
-  const { image } = state;
-  const left = image.omitted.map(([name, mixer, size]) => `Block ${name} (${mixer}): ${size}, which would not fit`);
-  const others = image.others.map(([name, mixer]) => `Block ${name}: ${mixer}, which has no attention to show`);
-  byId('omitted').hidden = !(left.length + others.length);
-  byId('omitted').open = left.length > 0;
+  const { omitted, others } = state.image;
+  const lines = (blocks) => {
+    const mixers = [...new Set(blocks.map(([, mixer]) => mixer))];
+    return mixers.map((mixer) => {
+      const own = blocks.filter((block) => block[1] === mixer);
+      const names = own.map(([name, , size]) => size ? `${name} (${size})` : name);
+      return make('li', {}, `${mixer}: ${names.join(', ')}`);
+    });
+  };
+  const count = (blocks) => `${blocks.length} ${blocks.length > 1 ? 'blocks' : 'block'}`;
   const texts = [];
-  if (left.length) texts.push(`${left.length} blocks left out so that the page stays within ${info.limit} MB`);
-  if (others.length) texts.push(`${others.length} blocks with other mixers`);
-  byId('omitted').querySelector('summary').textContent = texts.join('; ');
-  byId('omitted').querySelector('ul').replaceChildren(...[...left, ...others].map((t) => make('li', {}, t)));
+  if (omitted.length) {
+    texts.push(`${count(omitted)} left out so that the page stays within ${info.limit} MB`);
+  }
+  if (others.length) texts.push(`${count(others)} without samples or neighbors to show`);
+  const details = byId('omitted');
+  details.hidden = !texts.length;
+  details.open = omitted.length > 0;
+  details.querySelector('summary').textContent = texts.join('; ');
+  details.querySelector('ul').replaceChildren(...lines(omitted), ...lines(others));
 }

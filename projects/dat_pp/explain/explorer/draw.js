@@ -40,7 +40,9 @@ function splat(grid, height, width, y, x, sigmaY, sigmaX, weight) {
   }
 }
 
-/** Draws an image and its layers; pixel (y, x) of the image, a center, is at (x + 0.5) * scale. */
+const MARGIN = 14;  // CSS pixels around the image, for circles at its border
+
+/** Draws an image and its layers; pixel x, a center, is at (x + 0.5) * scale, beside a margin. */
 class View {
   constructor(base, overlay) {
     this.base = base.getContext('2d');
@@ -55,8 +57,7 @@ class View {
       canvas.height = Math.round(height * ratio);
     }
     this.ratio = ratio;
-    this.width = width;
-    this.scale = width / image.size[1];
+    this.scale = (width - 2 * MARGIN) / image.size[1];
   }
 
   place(y, x) {
@@ -66,6 +67,7 @@ class View {
   begin(context) {
     context.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
     context.clearRect(0, 0, context.canvas.width, context.canvas.height);
+    context.translate(MARGIN, MARGIN);
     context.globalAlpha = 1;
   }
 
@@ -102,12 +104,15 @@ class View {
     }
     context.lineWidth = 2;
     context.font = '600 12px system-ui, sans-serif';
-    const taken = [];
-    image.predictions.forEach((found, i) => {
-      if (!found.box) return;
-      const [top, left, bottom, right] = found.box.map((edge) => edge * this.scale);
+    const boxes = image.predictions.flatMap(({ box }, i) =>
+      box ? [[i, ...box.map((edge) => edge * this.scale)]] : []);
+    for (const [i, top, left, bottom, right] of boxes) {
       context.strokeStyle = hue(i);
       context.strokeRect(left, top, right - left, bottom - top);
+    }
+    const taken = [];
+    for (const [i, top, left] of boxes) {
+      const found = image.predictions[i];
       const text = `${found.label} ${percent(found.score)}`;
       const wide = context.measureText(text).width + 8;
       const x = Math.max(0, Math.min(left - 1, width - wide));
@@ -118,14 +123,19 @@ class View {
       context.fillRect(x, y, wide, 17);
       context.fillStyle = '#000';
       context.fillText(text, x + 4, y + 13);
-    });
+    }
+  }
+
+  /** Distance of reference points in CSS pixels. */
+  spacing(block) {
+    return Math.min(...[0, 1].map((axis) =>
+      Math.abs(block.step[axis]) * block.size[axis] / block.grid[axis])) * this.scale;
   }
 
   drawOffsets(block, state) {
     const context = this.base;
     const shown = block.byGroup(block.received, state.head, state.group);
-    const spacing = Math.abs(block.step[1]) * block.size[1] / block.grid[1] * this.scale;
-    const most = Math.min(9, Math.max(2, 0.2 * spacing));
+    const most = Math.min(9, Math.max(2, 0.2 * this.spacing(block)));
     for (const [group, received] of shown) {
       const color = GROUPS[group % GROUPS.length];
       for (let n = 0; n < block.samples; n++) {
@@ -143,6 +153,7 @@ class View {
         context.stroke();
         circle(context, x0, y0, Math.min(3, most), null, '#fff', 2.4);
         circle(context, x0, y0, Math.min(3, most), null, '#333', 1);
+        if (state.layers.attention) continue;  // its circle is there
         const radius = most * Math.sqrt(Math.min(9, Math.max(0.05, received[n]))) / 1.5;
         circle(context, x1, y1, Math.max(1, radius), color, '#000', 0.8);
       }
@@ -190,7 +201,7 @@ class View {
     const largest = circles.length ? circles[circles.length - 1].weight || 1 : 1;
     const [stepY, stepX] = block.step.map((step) => Math.abs(step) * this.scale);
     if (state.layers.attention) {
-      const most = Math.min(19, Math.max(8, this.width * 0.024));
+      const most = block.deformable ? Math.min(19, Math.max(5, 0.5 * this.spacing(block))) : 0;
       for (const { y, x, weight } of circles) {
         const part = weight / largest;
         const [px, py] = this.place(y, x);
@@ -263,4 +274,4 @@ function colored(grid, height, width, high, colors) {
   return canvas;
 }
 
-const percent = (part) => `${(100 * part).toFixed(part < 0.0995 ? 1 : 0)} %`;
+const percent = (part) => `${(100 * part).toFixed(part < 0.00995 ? 2 : part < 0.0995 ? 1 : 0)} %`;

@@ -6,7 +6,8 @@ const overlay = byId('overlay');
 function pixelOf(event) {
   const box = overlay.getBoundingClientRect();
   return [
-    (event.clientY - box.top) / view.scale - 0.5, (event.clientX - box.left) / view.scale - 0.5,
+    (event.clientY - box.top - MARGIN) / view.scale - 0.5,
+    (event.clientX - box.left - MARGIN) / view.scale - 0.5,
   ];
 }
 
@@ -74,8 +75,10 @@ function stripButton(image) {
   const [height, width] = image.size.map((n) => n * scale);
   canvas.getContext('2d').drawImage(image.bitmap, (192 - width) / 2, (136 - height) / 2, width, height);
   const [best] = image.predictions;
-  const label = best && !best.box && !image.regions ? `${image.name}: ${best.label}` : image.name;
-  const button = make('button', { type: 'button', title: label }, canvas, make('span', {}, label));
+  const texts = [image.name];
+  if (best && !best.box && !image.regions) texts.push(best.label);
+  const spans = texts.map((text) => make('span', {}, text));
+  const button = make('button', { type: 'button', title: texts.join(': ') }, canvas, ...spans);
   button.addEventListener('click', () => show(image));
   return button;
 }

@@ -21,10 +21,10 @@ class Overview {
   layout(image, width) {
     this.image = image;
     this.blocks = image.blocks;
-    this.margin = 62;
+    this.margin = width < 480 ? 36 : 62;
     const heads = Math.max(...this.blocks.map((block) => block.heads));
     const ratio = image.size[0] / image.size[1];
-    this.wide = Math.max(20, Math.min(84, Math.floor((width - this.margin) / heads)));
+    this.wide = Math.max(16, Math.min(84, Math.floor((width - this.margin) / heads)));
     this.high = Math.round((this.wide - 4) * Math.min(1.5, Math.max(0.5, ratio))) + 4;
     this.ratio = Math.min(window.devicePixelRatio || 1, 2);
     const size = [this.margin + heads * this.wide, this.blocks.length * this.high];
@@ -40,13 +40,14 @@ class Overview {
     context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     context.font = '12px system-ui, sans-serif';
     context.textBaseline = 'middle';
+    const roomy = this.high > 24 && this.margin > 50;
     this.blocks.forEach((block, row) => {
       const top = row * this.high;
       const chosen = block === state.block;
       context.fillStyle = chosen ? colors.accent : colors.text;
       context.font = `${chosen ? '700 ' : ''}12px system-ui, sans-serif`;
-      context.fillText(block.name, 2, top + this.high / 2 - (this.high > 30 ? 6 : 0));
-      if (this.high > 30) {
+      context.fillText(block.name, 2, top + this.high / 2 - (roomy ? 6 : 0));
+      if (roomy) {
         context.fillStyle = colors.muted;
         context.font = '10px system-ui, sans-serif';
         context.fillText(block.deformable ? 'deformable' : 'local', 2, top + this.high / 2 + 8);

@@ -25,6 +25,10 @@ LONGEST_SIDE = 1344
 """Images are reduced to this many pixels on the longer side."""
 LOSSLESS_SIDE = 256
 """Images up to this side are kept without loss."""
+DESCRIPTION = 1000
+"""Bytes for what the page says of a block."""
+HARDLY_COMPRESSED = 0.85
+"""Blocks are not tried where they would not fit even if they were compressed to this part."""
 SCRIPTS = ('data.js', 'draw.js', 'overview.js', 'app.js', 'events.js')
 
 
@@ -87,16 +91,20 @@ class ExplorerPage:
         picture = _data_uri(Image.fromarray(np.asarray(rgb, np.uint8)))
         regions = '' if predictions.regions is None else _regions_uri(predictions.regions)
         kept, packed, omitted = [], [], []
-        left_bytes = self.budget - len(picture) - len(regions) - 20_000
+        left_bytes = self.budget - len(picture) - len(regions) - len(predictions.items) * 200 - 2000
+        left_bytes -= DESCRIPTION * len(trace)
         for block in order(list(trace), list(blocks)):
             form, size = form_of(block)
-            size = size * 4 // 3 + 2000  # base64 and description
-            if size > left_bytes:
+            size = size * 4 // 3  # in base64
+            text = ''
+            if size * HARDLY_COMPRESSED < left_bytes:
+                info, data = pack(block, image)
+                text = base64.b64encode(data).decode()
+                size = len(text)
+            if not text or size + DESCRIPTION > left_bytes:
                 omitted.append([block.name, block.mixer, f'{size / 1e6:.1f} MB'])
                 continue
-            info, data = pack(block, image)
-            text = base64.b64encode(data).decode()
-            left_bytes -= len(text) + 2000
+            left_bytes -= size + DESCRIPTION
             kept.append(info | dict(form=form))
             packed.append(text)
         if not kept:

@@ -1,8 +1,8 @@
-"""A block of a trace as bytes for the page, in the smaller of two forms.
+"""A block of a trace as bytes for the page, in one of two forms.
 
 ``weights``: the attention of every query as 16-bit numbers that are proportional to it.
-``products``: q, k and bias table in half precision, positions in float32; the page computes the row
-of a query itself.
+``products``, for large maps: q, k and bias table in half precision, positions in float32; the page
+computes the row of a query itself.
 """
 
 import zlib
@@ -25,7 +25,7 @@ Attentive = DeformableBlock | NeighborhoodBlock
 
 
 def form_of(block: Attentive) -> tuple[str, int]:
-    """The smaller form of a block that the page can read, and its bytes before compression."""
+    """The form in which the page gets a block, and its bytes before compression."""
     height, width = block.size
     queries, q = height * width, block.q[0]
     if isinstance(block, NeighborhoodBlock):
@@ -37,7 +37,9 @@ def form_of(block: Attentive) -> tuple[str, int]:
         return 'weights', common + weights  # the page has no formula of such a bias
     table = block.bias.table.numel() if block.bias else 0
     products = 2 * (q.numel() + block.k[0].numel() + table) + 4 * (height + width)
-    return min(('weights', common + weights), ('products', common + products), key=lambda x: x[1])
+    if weights <= 2 * products:  # the exact row at once, for any bias
+        return 'weights', common + weights
+    return 'products', common + products
 
 
 def describe(block: Attentive, image: int) -> dict[str, Any]:

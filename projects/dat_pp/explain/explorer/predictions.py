@@ -65,7 +65,9 @@ class Predictions:
 def _instances(found: Any, name: Any) -> Predictions:
     order = found.scores.argsort(descending=True)
     order = order[found.scores[order] >= MIN_SCORE][:MOST_REGIONS].cpu()
-    boxes, labels, scores = (getattr(found, key).cpu() for key in ('bboxes', 'labels', 'scores'))
+    boxes, labels, scores = (
+        getattr(found, key).detach().cpu() for key in ('bboxes', 'labels', 'scores')
+    )
     items = []
     for i in order.tolist():
         left, top, right, bottom = boxes[i].tolist()
