@@ -8,7 +8,13 @@ from .data import Data, Subset, given_folders, images_in, with_split
 
 
 def class_folders(paths: Sequence[Path]) -> Data:
-    """A folder of class folders, with or without ``train`` and ``val`` above them; or two."""
+    """A folder of class folders, with or without ``train`` and ``val`` above them; or two.
+
+    The classes are the sorted names of the folders.
+
+    Raises:
+        UserError: There are no class folders, no images in one, or others for validation.
+    """
     train, val = given_folders(paths, 'class folders')
     names = _classes(train)
     images = {name: images_in(train / name) for name in names}

@@ -10,7 +10,18 @@ from .data import LABELS, Data, Subset, with_split
 
 
 def coco_boxes(paths: Sequence[Path], masks: bool = False) -> Data:
-    """COCO annotation files and their images: a folder that has both, or files and folders."""
+    """COCO annotation files and their images: a folder that has both, or files and folders.
+
+    The classes are the categories with annotations, in the order of the file, which is how mmdet
+    numbers them.
+
+    Args:
+        paths: A folder; or a file for training, one for validation or none, and folders of images.
+        masks: Whether every annotation needs a mask.
+
+    Raises:
+        UserError: The files are not found or not in COCO's format.
+    """
     files, roots = (
         [p for p in paths if p.is_file()],
         [p for p in paths if p.is_dir()],
@@ -116,7 +127,9 @@ def _image_folder(content: dict, file: Path, roots: Sequence[Path]) -> Path:
     near = [*roots, file.parent, *([file.parent.parent] if file.parent.name in LABELS else [])]
     folders = [f for root in near for f in (root, *sorted(p for p in root.glob('*/')))]
     folders += [f for root in near for f in sorted(root.glob('images/*/'))]
-    for folder in folders:
+    # Images of the two subsets may have the same names: instances_val.json means val/.
+    named = [folder for folder in folders if folder == file.parent or folder.name in file.name]
+    for folder in (*named, *folders):
         if (folder / name).is_file():
             return folder
     raise UserError(f'data: the images of {file} are not found: {name}; name their folder as well')

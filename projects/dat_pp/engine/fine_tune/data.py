@@ -78,7 +78,12 @@ def images_in(folder: Path) -> list[Path]:
 def read_labels(path: Path) -> set[int]:
     """The values of a label map except ``IGNORED``."""
     with user_errors(f'data: cannot read the label map {path}'), Image.open(path) as image:
-        return {int(value) for value in np.unique(np.asarray(image))} - {IGNORED}
+        values = np.asarray(image)
+    if values.ndim > 2:
+        raise UserError(
+            f'data: label map {path} is a color image; expected one channel of class numbers'
+        )
+    return {int(value) for value in np.unique(values)} - {IGNORED}
 
 
 def with_split(

@@ -28,7 +28,7 @@ def label_maps(paths: Sequence[Path], classes: Sequence[str] | None) -> Data:
         classes: Names of the values 0, 1, ...; default: the lines of ``classes.txt`` in the folder.
 
     Raises:
-        UserError: As of :func:`.data.recognize`.
+        UserError: They are not laid out like that, or hold values beyond the classes.
     """
     for path in paths:
         if not path.is_dir():
@@ -42,7 +42,13 @@ def label_maps(paths: Sequence[Path], classes: Sequence[str] | None) -> Data:
             raise UserError(f'data: no label map {path}')
     found = [read_labels(path) for path in maps]
     names = _names(paths[0], classes, set().union(*found))
-    present = set().union(*found) & set(range(len(names)))
+    for path, values in zip(maps, found):
+        if beyond := sorted(values - set(range(len(names)))):
+            raise UserError(
+                f'data: label map {path} holds {beyond[0]}, beyond the {len(names)} classes '
+                f'0 to {len(names) - 1}'
+            )
+    present = set().union(*found)
     if len(present) < 2:
         raise UserError(
             f'data: label maps of {labels} hold one class only, {names[min(present, default=0)]}; '
@@ -50,12 +56,6 @@ def label_maps(paths: Sequence[Path], classes: Sequence[str] | None) -> Data:
         )
     absent = [name for value, name in enumerate(names) if value not in present]
     notes = [f'classes without a pixel: {", ".join(absent)}'] if absent else []
-    for path, values in zip(maps, found):
-        if beyond := sorted(values - set(range(len(names)))):
-            raise UserError(
-                f'data: label map {path} holds {beyond[0]}, beyond the {len(names)} classes '
-                f'0 to {len(names) - 1}'
-            )
     if val:
         other = _suffixes(*val)
         count = len(_named(val[0], other[0]))
@@ -82,10 +82,9 @@ def _folders(paths: Sequence[Path]) -> tuple[tuple[Path, Path], tuple[Path, Path
         images, labels = paths
     elif len(paths) == 1:
         root = paths[0]
-        subfolders = child(root, TRAIN), child(root, VAL)
-        inside = [folder and _pair(folder) for folder in subfolders]
-        if inside[0]:
-            return inside[0], inside[1]
+        train, val = (_pair(folder) if folder else None for folder in _subfolders(root))
+        if train:
+            return train, val
         pair = _pair(root)
         if not pair:
             raise UserError(
@@ -97,6 +96,10 @@ def _folders(paths: Sequence[Path]) -> tuple[tuple[Path, Path], tuple[Path, Path
         raise UserError(f'data: expected one, two or four folders, got {len(paths)}')
     train, val = (_both(images, labels, names, names) for names in (TRAIN, VAL))
     return (train, val) if train else ((images, labels), None)
+
+
+def _subfolders(root: Path) -> tuple[Path | None, Path | None]:
+    return child(root, TRAIN), child(root, VAL)
 
 
 def _pair(folder: Path) -> tuple[Path, Path] | None:

@@ -29,7 +29,7 @@ class Task:
     Attributes:
         library: The library that trains it.
         recognize: Finds out how its data is laid out.
-        config: Our config of a model, with FAMILY, and SIZE or LETTER, for its name.
+        config: Pattern of our configs, with FAMILY and SIZE or LETTER in place of the model.
         digits: Our config of the demo's model.
         batch: Images per batch.
         iterations: Length of a training run, if that is not too many epochs.
@@ -51,7 +51,7 @@ TASKS = {
     'classification': Task(
         'mmpretrain',
         class_folders,
-        'imagenet/FAMILY-SIZE_32xb128_in1k',
+        'imagenet/FAMILY-SIZE_*_in1k',
         'digits/classification',
         batch=64,
         iterations=2000,
@@ -81,7 +81,7 @@ TASKS = {
     'segmentation': Task(
         'mmseg',
         label_maps,
-        'ade20k/FAMILY-SIZE_upernet_8xb2-amp-160k_ade20k-512x512',
+        'ade20k/FAMILY-SIZE_upernet_*_ade20k-512x512',
         'digits/upernet',
         batch=4,
         iterations=10_000,
@@ -116,11 +116,12 @@ def base_config(task: str, arch: str) -> str:
         return TASKS[task].digits
     family = 'dat-pp' if arch.endswith('++') else 'dat'
     letter = arch.removesuffix('++')[-1]
+    folder = catalog.root() / 'configs'
     for near, size in ((family, letter), ('dat-pp', letter), ('dat-pp', 's')):
         name = TASKS[task].config.replace('FAMILY', near)
         name = name.replace('SIZE', SIZES[size]).replace('LETTER', size)
-        if (catalog.root() / 'configs' / f'{name}.py').is_file():
-            return name
+        if found := sorted(folder.glob(f'{name}.py')):
+            return found[0].relative_to(folder).with_suffix('').as_posix()
     raise ValueError(f'no config for {task} with {arch}')
 
 

@@ -33,7 +33,7 @@ from mmengine.config import Config
 from .. import check_dataset, test, train
 from ..config import LIBRARIES, read_config
 from ..errors import UserError, user_errors
-from ..preflight import check_model, check_writable
+from ..preflight import check_file, check_model, check_writable
 from .data import Data
 from .project import ARCHS, TASKS, base_config, config_text, plan, readme_text
 from .start import starting_weights
@@ -123,8 +123,8 @@ def make_project(args: argparse.Namespace, out: Path) -> tuple[Path, int]:
         for file, content in data.files.items():
             (folder / file).write_text(content, 'utf-8')
         cfg = read_config(argparse.Namespace(config=str(config), cfg_options=None))
-        check_data(cfg, serial=data.train.count <= SERIAL)
         weights, notes = starting_weights(check_model(cfg, pretrained=False), args.weights)
+        check_data(cfg, serial=data.train.count <= SERIAL)
         notes = [*data.notes, *notes]
         readme = readme_text(args.task, args.arch, data, schedule, notes, out)
         (folder / 'README.md').write_text(readme, 'utf-8')
@@ -146,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if out.exists():
         raise UserError(f'--out: {args.out} exists; give another name or remove it')
     check_writable(str(out), '--out')
+    check_file(args.weights, '--weights')
     library = TASKS[args.task].library
     if importlib.util.find_spec(library) is None:
         raise UserError(
