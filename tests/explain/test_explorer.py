@@ -3,7 +3,6 @@
 import json
 import re
 import zlib
-from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,7 @@ import torch
 from browser import Browser, find_chromium
 from tiny_models import TINY, V1, build
 
-from dat_pp.explain import DeformableBlock, ImageGeometry, Trace, trace
+from dat_pp.explain import Block, DeformableBlock, ImageGeometry, Trace, trace
 from dat_pp.explain.explorer import ExplorerPage, Prediction, Predictions, payload
 
 CROPPED = ImageGeometry(size=(60, 80), shape=(64, 64), scale=(1.2, 0.9), offset=(4, 4))
@@ -129,7 +128,7 @@ def test_page_says_what_it_leaves_out(traces):
 
 def test_nothing_fits(traces):
     page = ExplorerPage('tiny', limit=0.01)
-    with pytest.raises(ValueError, match='no attention fits in a page of 0.01 MB'):
+    with pytest.raises(ValueError, match=r'no attention fits in a page of 0\.01 MB'):
         page.add('first.png', pixels(CROPPED), traces['2023'])
 
 
@@ -198,27 +197,26 @@ def click(browser: Browser, y: float, x: float) -> None:
     browser.click(left, top)
 
 
-def expect_circles(browser: Browser, block, image: int, cell: tuple[int, int], head: int | None):
+def expect_circles(browser: Browser, block: Block, image: int, cell: tuple, head: int | None):
     """The circles are at the samples of the trace, and have their weights."""
     weights = block.attention([cell])[image, :, 0].flatten(1)  # (heads, N)
-    groups = getattr(block, 'groups', 1)
-    points = block.positions_in_pixels[image] if groups > 1 or hasattr(block, 'groups') else None
-    perhead = len(weights) // groups
-    shown = browser.run('explorer.circles')
-    if head is None:
-        expected = weights.unflatten(0, (groups, -1)).mean(1)
+    if isinstance(block, DeformableBlock):
+        points = block.positions_in_pixels[image]
     else:
-        expected = weights[None, head]
-    assert len(shown) == expected.numel()
-    for circle in shown:
-        row = 0 if head is not None else circle['group']
-        weight = float(expected[row, circle['sample']])
+        neighbors = block.neighbors([cell]).double().flatten(0, 2)
+        points = block.geometry.to_pixels(neighbors.expand(2, -1, -1))[image, None]
+    groups = len(points)
+    if head is None:
+        shown = dict(enumerate(weights.unflatten(0, (groups, -1)).mean(1)))
+    else:
+        shown = {head // (block.heads // groups): weights[head]}
+    circles = browser.run('explorer.circles')
+    assert len(circles) == sum(map(len, shown.values()))
+    for circle in circles:
+        group, sample = circle['group'], circle['sample']
+        weight = float(shown[group][sample])
         assert circle['weight'] == pytest.approx(weight, rel=0.01, abs=1e-5)
-        if head is not None:
-            assert circle['group'] == head // perhead
-        if points is not None:
-            y, x = points[circle['group'], circle['sample']].tolist()
-            assert (circle['y'], circle['x']) == pytest.approx((y, x), abs=0.01)
+        assert [circle['y'], circle['x']] == pytest.approx(points[group, sample].tolist(), abs=0.01)
 
 
 def check_clicks(browser: Browser, found: Trace) -> None:
@@ -303,6 +301,6 @@ def test_layers_and_themes(browser, traces, tmp_path):
     show(browser, make_page(traces['2022']), tmp_path)
     assert browser.run(theme) == 'dark'
     unnamed = browser.run("""[...document.querySelectorAll('button, input, [role], nav')].filter(
-        (e) => !(e.getAttribute('aria-label') || e.labels?.length || e.textContent.trim())).length""")
+        (e) => !(e.ariaLabel || e.labels?.length || e.textContent.trim())).length""")
     assert unnamed == 0
     assert browser.errors == []
