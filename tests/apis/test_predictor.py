@@ -117,3 +117,11 @@ def test_reading_is_that_of_the_pipelines(tmp_path):
     found = read_image(tmp_path / 'a.jpg')
     assert found.shape == (30, 20, 3)
     np.testing.assert_array_equal(found[..., ::-1], cv2.imread(str(tmp_path / 'a.jpg')))
+
+
+def test_labels_are_drawn_where_mmseg_draws_them(predictors):
+    visualizer = predictors('segmentation').inferencer.visualizer
+    for seed in range(5):
+        mask = (np.random.default_rng(seed).random((7, 9)) < 0.4).astype(np.uint8)
+        expected = type(visualizer)._get_center_loc(visualizer, mask)
+        np.testing.assert_array_equal(visualizer._get_center_loc(mask), expected)

@@ -229,7 +229,10 @@ class Segmentor(Predictor):
 
         self.model.dataset_meta = self.meta  # type: ignore[assignment]
         cfg.visualizer = ConfigDict(type='SegLocalVisualizer', name='dat_pp')
-        return _with_model(MMSegInferencer, self.model)(cfg, device=device, **self.meta)
+        inferencer = _with_model(MMSegInferencer, self.model)(cfg, device=device, **self.meta)
+        # The same place for each label; mmseg's own sorts all pixels of a class as a Python list.
+        inferencer.visualizer._get_center_loc = _label_place
+        return inferencer
 
     def _read(self, sample: Any) -> Prediction:
         label_map = sample.pred_sem_seg.data[0].numpy()
@@ -252,6 +255,13 @@ class Segmentor(Predictor):
 
 PREDICTORS = {'mmpretrain': Classifier, 'mmdet': Detector, 'mmseg': Segmentor}
 """``default_scope`` of a config -> its predictor."""
+
+
+def _label_place(mask: Picture) -> NDArray[np.int64]:
+    """The middle (x, y) of the first row that has most pixels of a mask."""
+    y = (mask == 1).sum(1).argmax()
+    (columns,) = np.nonzero(mask[y] == 1)
+    return np.array([columns[len(columns) // 2], y])
 
 
 def _enlarge(maps: Tensor, factor: int) -> Tensor:
