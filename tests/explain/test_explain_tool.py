@@ -1,5 +1,7 @@
 """tools/explain.py, as users start it and with what they get wrong."""
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ import torch
 from fresh import python
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import InstanceData
 from PIL import Image
 from tiny_models import TINY, build
 
@@ -67,14 +70,25 @@ def written(folder: Path) -> list[str]:
 
 
 def test_images_of_a_config(explain, folder):
-    weights = 'tiny.py', '--weights', 'weights.pth', '--blocks', '2.1'
+    weights = 'tiny.py', '--weights', 'weights.pth', '--blocks', '0.1'
     code, out, errors = explain('a.png', 'images', '--query', '3,4.5', '--model', *weights)
     assert (code, errors) == (0, '')
-    assert out.splitlines()[-2:] == [
+    assert out.splitlines()[-3:] == [
         'out/a: points.png, queries.png, heat.png, trace.npz',
         'out/a-2: points.png, queries.png, heat.png, trace.npz',
+        'out/explorer.html',
     ]
-    assert written(folder) == [f'{name}/{file}' for name in ('a-2', 'a') for file in FILES]
+    assert written(folder) == [
+        *(f'{name}/{file}' for name in ('a-2', 'a') for file in FILES),
+        'explorer.html',
+    ]
+    page = (folder / 'out' / 'explorer.html').read_text(encoding='utf-8')
+    info = json.loads(re.search(r'id="info">(.*)</script>', page)[1])
+    assert [(image['name'], image['query']) for image in info['images']] == [
+        ('a.png', [3, 4.5]),
+        ('a.jpg', [3, 4.5]),
+    ]
+    assert info['images'][0]['shown'] == '2.1'
     with np.load(folder / 'out' / 'a' / 'trace.npz') as file:
         assert file['size'].tolist() == [40, 60]
         assert file['queries'].tolist() == [[3, 4.5]]
@@ -129,18 +143,19 @@ def test_random_weights_are_named(explain, folder):
 
 def test_detections_are_asked_about():
     """The centers (y, x) of confident detections, the best first."""
-    boxes = torch.tensor([[0.0, 10, 20, 30], [40, 40, 60, 80], [0, 0, 2, 2]])
-
-    class Found(SimpleNamespace):
-        def __len__(self) -> int:
-            return len(self.bboxes)
-
-    found = Found(bboxes=boxes, scores=torch.tensor([0.5, 0.9, 0.1]))
+    found = InstanceData(
+        bboxes=torch.tensor([[0.0, 10, 20, 30], [40, 40, 60, 80], [0, 0, 2, 2]]),
+        scores=torch.tensor([0.5, 0.9, 0.1]),
+        labels=torch.tensor([0, 1, 0]),
+    )
     model = SimpleNamespace(test_step=lambda _: [SimpleNamespace(pred_instances=found)])
     source = ConfigSource(model, 'm', True, pipeline=lambda results: results, whole=True)
-    assert source.centers(Path('a.png')) == [(60, 50), (20, 10)]
+    source.classes = ('cat', 'dog')
+    predictions = source.predictions(Path('a.png'))
+    assert predictions.centers == [(60, 50), (20, 10)]
+    assert [item.label for item in predictions.items] == ['dog', 'cat']
     source.whole = False  # heads without weights
-    assert source.centers(Path('a.png')) == []
+    assert source.predictions(Path('a.png')).items == []
 
 
 MISTAKES = {
@@ -224,16 +239,23 @@ def test_photograph_is_turned_upright(folder):
     assert load_source(str(folder / 'tiny.py'), None).trace(path, rgb).images[0].size == (60, 40)
 
 
+def test_page_that_is_too_small(explain, folder):
+    weights = '--model', 'tiny.py', '--weights', 'weights.pth', '--blocks', '2.1'
+    code, _, errors = explain('a.png', *weights, '--page-mb', '0.001')
+    assert (code, errors) == (2, 'error: --page-mb: no image fits in a page of 0.001 MB\n')
+    assert written(folder) == [f'a/{file}' for file in FILES]
+
+
 def test_existing_files_are_kept(explain, folder):
     (folder / 'out' / 'a').mkdir(parents=True)
     (folder / 'out' / 'a' / 'heat.png').write_text('mine')
-    argv = 'a.png', '--model', 'tiny.py', '--weights', 'weights.pth', '--blocks', '2.1'
+    argv = 'a.png', '--model', 'tiny.py', '--weights', 'weights.pth', '--blocks', '0.1'
     code, out, errors = explain(*argv)
     assert (code, out) == (2, '')
     assert errors == 'error: --out-dir: out/a/heat.png exists; --overwrite replaces it\n'
     assert written(folder) == ['a/heat.png']
     assert explain(*argv, '--overwrite')[0] == 0
-    assert written(folder) == [f'a/{file}' for file in FILES]
+    assert written(folder) == [*(f'a/{file}' for file in FILES), 'explorer.html']
     assert (folder / 'out' / 'a' / 'heat.png').read_bytes().startswith(b'\x89PNG')
 
 
@@ -247,8 +269,8 @@ def test_detector_in_a_fresh_process(folder):
     argv = ['a.png', '--model', 'digits/mask-rcnn', '--weights', 'detector.pth', '--out-dir', 'out']
     done = python(folder, ROOT / 'tools' / 'explain.py', *argv)
     assert (done.returncode, done.stderr) == (0, '')
-    assert done.stdout == 'out/a: points.png, queries.png, heat.png, trace.npz\n'
-    assert written(folder) == [f'a/{file}' for file in FILES]
+    assert done.stdout == 'out/a: points.png, queries.png, heat.png, trace.npz\nout/explorer.html\n'
+    assert written(folder) == [*(f'a/{file}' for file in FILES), 'explorer.html']
 
 
 BLOCKED = """
@@ -269,7 +291,7 @@ def test_plain_model_needs_no_mmlab(folder):
     argv = ['a.png', '--model', 'dat-t++', '--out-dir', 'out', '--blocks', '2.1']
     done = python(folder, '-c', BLOCKED, *argv)
     assert done.returncode == 0, done.stderr
-    assert written(folder) == [f'a/{file}' for file in FILES]
+    assert written(folder) == [*(f'a/{file}' for file in FILES), 'explorer.html']
 
 
 def test_import_needs_torch_alone(folder):

@@ -179,7 +179,9 @@ def test_files(format, tmp_path):
     trace = traced()
     folders = [tmp_path / 'a' / 'new', tmp_path / 'b']
     for folder in folders:
-        paths = explain.draw(trace, rgb(), folder, blocks=['2.1'], format=format, title='a title')
+        paths = explain.draw(
+            trace, rgb(), folder, queries=[(9, 9)], blocks=['0.1'], format=format, title='a title'
+        )
         names = [f'points.{format}', f'queries.{format}', f'heat.{format}', 'trace.npz']
         assert [path.name for path in paths] == names
     assert sorted(path.name for path in folders[0].iterdir()) == sorted(names)
@@ -193,7 +195,7 @@ def test_files(format, tmp_path):
 
 def test_arrays(tmp_path):
     trace, queries = traced(), [(10.0, 20.0), (70.0, 90.0)]
-    explain.draw(trace, rgb(), tmp_path, queries=queries, blocks=['2.1'])
+    explain.draw(trace, rgb(), tmp_path, queries=queries, blocks=['0.1'])
     with np.load(tmp_path / 'trace.npz') as file:
         arrays = dict(file)
     assert arrays['size'].tolist() == list(SIZE)
