@@ -88,7 +88,7 @@ def test_images_of_a_config(explain, folder):
         ('a.png', [3, 4.5]),
         ('a.jpg', [3, 4.5]),
     ]
-    assert info['images'][0]['shown'] == '2.1'
+    assert info['images'][0]['shown'] == '0.1'
     with np.load(folder / 'out' / 'a' / 'trace.npz') as file:
         assert file['size'].tolist() == [40, 60]
         assert file['queries'].tolist() == [[3, 4.5]]

@@ -126,10 +126,24 @@ def test_page_says_what_it_leaves_out(traces):
     assert image['shown'] == '1.0'
 
 
+def test_images_share_the_page(traces):
+    """Each gets its part, or at least one block; those that do not fit are named."""
+    found = traces['2023']
+    page = ExplorerPage('tiny', images=4, limit=0.2)
+    fits = [page.add(f'{i}.png', pixels(CROPPED), found) for i in range(8)]
+    assert fits == sorted(fits, reverse=True)
+    content = read(page)
+    assert len(content['images']) == sum(fits) >= 4
+    assert content['absent'] == [f'{i}.png' for i in range(8) if not fits[i]]
+    assert len({len(image['blocks']) for image in content['images'][:4]}) == 1
+    assert len(page.html().encode()) < 200_000
+
+
 def test_nothing_fits(traces):
     page = ExplorerPage('tiny', limit=0.01)
-    with pytest.raises(ValueError, match=r'no attention fits in a page of 0\.01 MB'):
-        page.add('first.png', pixels(CROPPED), traces['2023'])
+    assert not page.add('first.png', pixels(CROPPED), traces['2023'])
+    with pytest.raises(ValueError, match=r'no image fits in a page of 0\.01 MB'):
+        page.html()
 
 
 def test_other_image(traces):
@@ -163,11 +177,12 @@ def test_predictions_of_samples():
     assert [p.label for p in found.items] == ['class 1', 'class 0']
 
 
-def test_scripts_are_in_the_package():
+def test_scripts_are_in_the_page(traces):
     """The page loads nothing, and no address stands in it."""
-    html = ExplorerPage('tiny').html()
+    html = make_page(traces['2023']).html()
     assert "default-src 'none'" in html
-    assert not re.findall(r'https?://|src="(?!data:)', html)
+    assert '<script src' not in html
+    assert not re.findall(r'https?://', html)
 
 
 @pytest.fixture(scope='module')

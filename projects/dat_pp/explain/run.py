@@ -2,7 +2,9 @@
 
     python tools/explain.py IMAGE... --model NAME|CONFIG --weights FILE --out-dir DIR
 
-For every image, DIR/IMAGE/ gets three figures and a file of numbers:
+DIR/ gets a page for the browser, and DIR/IMAGE/ three figures and a file of numbers:
+
+    explorer.html  what every query attends to, in every block and head, of all images
 
     points    reference points and where the samples move, by offset group; size: attention received
     queries   what some queries (stars) attend to (circles, sized and colored by weight)
@@ -42,6 +44,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--by-head', action='store_true', help='a panel per head for the queries')
     parser.add_argument('--out-dir', required=True, metavar='DIR')
     parser.add_argument('--format', choices=['png', 'pdf', 'svg'], default='png')
+    parser.add_argument(
+        '--page-mb', type=float, default=25, metavar='MB',
+        help='largest size of explorer.html, 25 by default; the page says what it leaves out',
+    )  # fmt: skip
     parser.add_argument('--overwrite', action='store_true', help='replace files of an earlier run')
     return parser.parse_args(argv)
 
@@ -76,15 +82,17 @@ def folders_of(paths: Sequence[Path], out_dir: Path) -> list[Path]:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     with user_errors('figures', '; pip install matplotlib'):
+        from .explorer import ExplorerPage
+        from .figures import deformable_blocks, strongest
         from .output import draw, file_names
         from .sources import find_images, image_size, load_source, read_rgb
     queries = parse_queries(args.query)
     paths = find_images(args.images)
     folders = folders_of(paths, Path(args.out_dir))
-    for folder in folders:
-        for name in file_names(args.format):
-            if (folder / name).exists() and not args.overwrite:
-                raise UserError(f'--out-dir: {folder / name} exists; --overwrite replaces it')
+    files = [folder / name for folder in folders for name in file_names(args.format)]
+    for file in [*files, Path(args.out_dir) / 'explorer.html']:
+        if file.exists() and not args.overwrite:
+            raise UserError(f'--out-dir: {file} exists; --overwrite replaces it')
     for path in paths:
         height, width = image_size(path)
         for y, x in queries or ():
@@ -95,17 +103,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = load_source(args.model, args.weights)
     if not source.trained:
         print('note: random weights show nothing a model learned; give --weights', file=sys.stderr)
+    note = '' if source.trained else 'random weights, which show nothing that a model learned'
+    page = ExplorerPage(source.name, len(paths), args.page_mb, note)
     for path, folder in zip(paths, folders):
         rgb = read_rgb(path)
         with user_errors(f'image {path}'):
+            trace = source.trace(path, rgb)
+            predictions = source.predictions(path)
+            chosen = deformable_blocks(trace, args.blocks)
+            points = queries or predictions.centers[:3] or strongest(trace, chosen)
             written = draw(
-                source.trace(path, rgb),
+                trace,
                 rgb,
                 folder,
-                queries=queries or source.centers(path)[:3] or None,
+                queries=points,
                 blocks=args.blocks,
                 by_head=args.by_head,
                 format=args.format,
                 title=f'{path.name}, {source.name}' + ' (random weights)' * (not source.trained),
             )
+            page.add(
+                path.name,
+                rgb,
+                trace,
+                predictions=predictions,
+                query=points[0],
+                blocks=args.blocks or (),
+            )
         print(f'{folder}: {", ".join(file.name for file in written)}')
+    with user_errors('--page-mb'):
+        print(page.write(Path(args.out_dir) / 'explorer.html'))

@@ -17,13 +17,11 @@ from ..catalog import config as config_path
 from ..engine.errors import UserError, message_of, user_errors
 from ..factory import PUBLISHED, create_model, find
 from ..weights import compare, convert_published, is_published, load_pretrained, read_checkpoint
-from .figures import Pixel
+from .explorer.predictions import Predictions
 from .geometry import ImageGeometry
 from .tracer import Trace, find_backbone, trace
 
 SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
-MIN_SCORE = 0.3
-"""Detections with lower scores are not asked about."""
 
 
 def find_images(names: Sequence[str]) -> list[Path]:
@@ -90,9 +88,9 @@ class Source:
         """Run the model on an image, preprocessed as in its tests."""
         raise NotImplementedError
 
-    def centers(self, path: Path) -> list[Pixel]:
-        """Centers (y, x) of the best detections, best first; none if it is not a detector."""
-        return []
+    def predictions(self, path: Path) -> Predictions:
+        """What the model predicts for an image; nothing if its heads have no weights."""
+        return Predictions()
 
 
 class PlainSource(Source):
@@ -125,20 +123,18 @@ class ConfigSource(Source):
     whole: bool = False
     """Whether heads have weights of a file too."""
 
+    classes: Sequence[str] | None = None
+    """Names of the classes, as the file of weights says."""
+
     def trace(self, path: Path, rgb: NDArray) -> Trace:
         return trace(self.model, self._data(path))
 
-    def centers(self, path: Path) -> list[Pixel]:
+    def predictions(self, path: Path) -> Predictions:
         if not self.whole or not hasattr(self.model, 'test_step'):
-            return []
+            return Predictions()
         with torch.no_grad():
             (sample,) = self.model.test_step(self._data(path))  # type: ignore[operator]
-        found = getattr(sample, 'pred_instances', None)
-        if found is None or not len(found):
-            return []
-        best = found.scores.argsort(descending=True)
-        boxes = found.bboxes[best[found.scores[best] >= MIN_SCORE]].tolist()
-        return [((y0 + y1) / 2, (x0 + x1) / 2) for x0, y0, x1, y1 in boxes]
+        return Predictions.from_sample(sample, self.classes)
 
     def _data(self, path: Path) -> Any:
         from mmengine.dataset import pseudo_collate
@@ -192,20 +188,26 @@ def _load_config(path: str, weights: str | None) -> ConfigSource:
         with silence():
             steps = [s for s in dataset.pipeline if 'Annotations' not in class_name(s['type'])]
             pipeline = Compose(steps)
-    whole = False
+    source = ConfigSource(model, Path(path).stem, weights is not None, pipeline)
     if weights:
         with user_errors('--weights'), silence():
-            whole = _load_weights(model, weights)
-    return ConfigSource(model, Path(path).stem, weights is not None, pipeline, whole)
+            source.whole, source.classes = _load_weights(model, weights)
+    return source
 
 
-def _load_weights(model: nn.Module, path: str) -> bool:
-    """Load a whole model, or else its backbone alone; return whether it is whole."""
-    weights = read_checkpoint(path).weights
+def _load_weights(model: nn.Module, path: str) -> tuple[bool, Sequence[str] | None]:
+    """Load a whole model, or else its backbone alone.
+
+    Returns:
+        Whether it is whole, and the names of the classes if the file has them.
+    """
+    checkpoint = read_checkpoint(path)
+    weights = checkpoint.weights
     if is_published(weights):
         weights = convert_published(weights)
     if compare(model, weights):
         load_pretrained(find_backbone(model), path)
-        return False
+        return False, None
     model.load_state_dict(weights)
-    return True
+    meta: Any = checkpoint.content.get('meta') or {}
+    return True, (meta.get('dataset_meta') or {}).get('classes')

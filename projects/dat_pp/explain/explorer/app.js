@@ -234,6 +234,7 @@ function drawOmitted() {
     texts.push(`${count(omitted)} left out so that the page stays within ${info.limit} MB`);
   }
   if (others.length) texts.push(`${count(others)} without samples or neighbors to show`);
+  if (info.absent.length) texts.push(`images that did not fit: ${info.absent.join(', ')}`);
   const details = byId('omitted');
   details.hidden = !texts.length;
   details.open = omitted.length > 0;

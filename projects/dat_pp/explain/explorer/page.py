@@ -26,7 +26,7 @@ LONGEST_SIDE = 1344
 LOSSLESS_SIDE = 256
 """Images up to this side are kept without loss."""
 DESCRIPTION = 1000
-"""Bytes for what the page says of a block."""
+"""Bytes for what the page says of a block or prediction."""
 HARDLY_COMPRESSED = 0.85
 """Blocks are not tried where they would not fit even if they were compressed to this part."""
 SCRIPTS = ('data.js', 'draw.js', 'overview.js', 'app.js', 'events.js')
@@ -43,9 +43,10 @@ class ExplorerPage:
 
     Args:
         model: Name of the model.
-        images: How many will be added; each may take the same part of ``limit``.
-        limit: Largest size of the page in megabytes. Blocks that do not fit are left out, and the
-            page says so.
+        images: How many will be added. Each may take the same part of ``limit``, or what its first
+            block needs.
+        limit: Largest size of the page in megabytes (10^6 bytes). Blocks and images that do not fit
+            are left out, and the page says so.
         note: A remark below the title.
     """
 
@@ -53,9 +54,10 @@ class ExplorerPage:
         self.model = model
         self.note = note
         self.limit = limit
-        page = self._fill('', '')
-        self.budget = (limit * 1e6 - len(page.encode())) / max(1, images)
+        self.left = limit * 1e6 - len(self._fill('', '').encode())
+        self.share = self.left / max(1, images)
         self.images: list[dict[str, Any]] = []
+        self.absent: list[str] = []
         self.data: list[str] = []
 
     def add(
@@ -67,8 +69,8 @@ class ExplorerPage:
         predictions: Predictions | None = None,
         query: tuple[float, float] | None = None,
         blocks: Sequence[str] = (),
-    ) -> None:
-        """Add an image.
+    ) -> bool:
+        """Add an image; return whether it fits.
 
         Args:
             name: What the image is called.
@@ -90,29 +92,30 @@ class ExplorerPage:
         top, left, bottom, right = trace.images[image].seen
         picture = _data_uri(Image.fromarray(np.asarray(rgb, np.uint8)))
         regions = '' if predictions.regions is None else _regions_uri(predictions.regions)
-        kept, packed, omitted = [], [], []
-        left_bytes = self.budget - len(picture) - len(regions) - len(predictions.items) * 200 - 2000
-        left_bytes -= DESCRIPTION * len(trace)
+        kept: list[dict[str, Any]] = []
+        packed, omitted = [], []
+        used = len(picture) + len(regions) + DESCRIPTION * (len(trace) + len(predictions.items))
         for block in order(list(trace), list(blocks)):
+            room = (min(self.share, self.left) if kept else self.left) - used
             form, size = form_of(block)
             size = size * 4 // 3  # in base64
             text = ''
-            if size * HARDLY_COMPRESSED < left_bytes:
+            if size * HARDLY_COMPRESSED < room:
                 info, data = pack(block, image)
                 text = base64.b64encode(data).decode()
                 size = len(text)
-            if not text or size + DESCRIPTION > left_bytes:
+            if not text or size > room:
                 omitted.append([block.name, block.mixer, f'{size / 1e6:.1f} MB'])
                 continue
-            left_bytes -= size + DESCRIPTION
+            used += size
             kept.append(info | dict(form=form))
             packed.append(text)
+        if not kept and not omitted:
+            raise ValueError('the model has no block with deformable or neighborhood attention')
         if not kept:
-            raise ValueError(
-                f'image {name}: no attention fits in a page of {self.limit:g} MB'
-                if omitted
-                else f'image {name}: the model has no deformable or neighborhood attention'
-            )
+            self.absent.append(name)
+            return False
+        self.left -= used
         names = [block.name for block in trace]
         start = len(self.data)
         places = sorted(range(len(kept)), key=lambda i: names.index(kept[i]['name']))
@@ -144,10 +147,23 @@ class ExplorerPage:
                 ],
             )
         )
+        return True
 
     def html(self) -> str:
-        """The page."""
-        info = dict(model=self.model, note=self.note, limit=self.limit, images=self.images)
+        """The page.
+
+        Raises:
+            ValueError: It has no image.
+        """
+        if not self.images:
+            raise ValueError(f'no image fits in a page of {self.limit:g} MB')
+        info = dict(
+            model=self.model,
+            note=self.note,
+            limit=self.limit,
+            images=self.images,
+            absent=self.absent,
+        )
         # Within a script element, '<' could end it.
         text = json.dumps(info, separators=(',', ':')).replace('<', '\\u003c')
         blocks = '\n'.join(
