@@ -21,6 +21,7 @@ LAYERS = {
         None,
     ),
     'explain': ({'explain', 'engine', 'models', 'ops', 'factory', 'weights', 'catalog'}, None),
+    'apis': ({'apis', 'engine', 'explain', 'factory', 'weights', 'catalog'}, None),
     'benchmark': ({'benchmark', 'engine', 'models', 'ops'}, None),
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import mmcv
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
@@ -33,7 +33,7 @@ class Input:
         """Number of images: frames, as the header of a video says; 1 for what is damaged."""
         if not self.is_video:
             return 1
-        return max(1, mmcv.VideoReader(str(self.path)).frame_cnt)
+        return max(1, int(cv2.VideoCapture(str(self.path)).get(cv2.CAP_PROP_FRAME_COUNT)))
 
     def read(self) -> Iterator[NDArray[np.uint8]]:
         """Yield RGB images (H, W, 3): one, or the frames of a video.
@@ -44,11 +44,13 @@ class Input:
         if not self.is_video:
             yield read_image(self.path)
             return
-        index = -1
-        for index, frame in enumerate(mmcv.VideoReader(str(self.path))):  # noqa: B007
-            yield np.ascontiguousarray(frame[..., ::-1])
-        if index < 0:
+        video = cv2.VideoCapture(str(self.path))
+        found, frame = video.read()
+        if not found:
             raise ValueError('no frames: damaged, or in a format that OpenCV cannot decode')
+        while found:
+            yield np.ascontiguousarray(frame[..., ::-1])
+            found, frame = video.read()
 
 
 def find_inputs(names: Sequence[str]) -> list[Input]:
@@ -93,7 +95,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
                 image.load()
         except UnidentifiedImageError:
             pass  # OpenCV may know the format
-        pixels = mmcv.imfrombytes(content, backend='cv2')
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(getattr(error, 'strerror', None) or message_of(error)) from error
     if pixels is None:

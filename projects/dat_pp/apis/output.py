@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import mmcv
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -99,7 +98,7 @@ class Output:
         writer = self.videos.get(source.name)
         if writer is None:
             path = self.folder / 'vis' / f'{source.name}.mp4'
-            fps = mmcv.VideoReader(str(source.path)).fps or 25
+            fps = cv2.VideoCapture(str(source.path)).get(cv2.CAP_PROP_FPS) or 25
             codec = cv2.VideoWriter.fourcc(*'mp4v')
             writer = cv2.VideoWriter(str(path), codec, fps, (width, height))
             if not writer.isOpened():

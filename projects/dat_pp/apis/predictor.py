@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mmcv
+import cv2
 import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
@@ -134,7 +134,9 @@ class Predictor:
         height, width = image.shape[:2]
         factor = max(1, min(-(-SMALL // min(height, width)), LARGE // max(height, width)))
         if factor > 1:
-            image = mmcv.imresize(image, (factor * width, factor * height), interpolation='bicubic')
+            image = cv2.resize(
+                image, (factor * width, factor * height), interpolation=cv2.INTER_CUBIC
+            )
         return self._draw(image, prediction.sample, factor)
 
     def _draw(self, image: Picture, sample: Any, factor: int) -> Picture:
