@@ -49,8 +49,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == 'explain':
-        return import_module('.explain', __name__)
+    if name in ('apis', 'explain'):
+        return import_module(f'.{name}', __name__)
     if name not in _LAZY:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     try:

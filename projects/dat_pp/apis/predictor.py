@@ -134,9 +134,9 @@ class Predictor:
         height, width = image.shape[:2]
         factor = max(1, min(-(-SMALL // min(height, width)), LARGE // max(height, width)))
         if factor > 1:
-            image = cv2.resize(
-                image, (factor * width, factor * height), interpolation=cv2.INTER_CUBIC
-            )
+            size = factor * width, factor * height
+            enlarged: Any = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+            image = enlarged
         return self._draw(image, prediction.sample, factor)
 
     def _draw(self, image: Picture, sample: Any, factor: int) -> Picture:
