@@ -167,6 +167,8 @@ def config_text(task: str, arch: str, base: str, data: Data, schedule: Schedule)
         loader += ", drop_last=True, sampler=dict(type='DefaultSampler', shuffle=True)"
     # Of another type than the dataset of the base, except for COCO's.
     own = '' if TASKS[task].library == 'mmdet' else '_delete_=True, '
+    # mmseg draws every 50th batch, if at all.
+    drawn = ', visualization=dict(interval=1)' if task == 'segmentation' else ''
     n = schedule.epochs
     text = [
         f'# {arch} for {task}: {len(data.classes)} classes, {data.train.count} training and '
@@ -193,7 +195,7 @@ def config_text(task: str, arch: str, base: str, data: Data, schedule: Schedule)
         "    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, convert_to_iter_based=True),",
         ']',
         "default_hooks = dict(logger=dict(type='LoggerHook', interval=20),",
-        "    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2))",
+        f"    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2){drawn})",
     ]
     return '\n'.join(text) + '\n'
 
@@ -283,30 +285,33 @@ def render(value: Any) -> str:
     return repr(value)
 
 
+def commands(out: Path, epochs: int) -> dict[str, list[str]]:
+    """What to do with a project -> the script and its arguments."""
+    tools, config = (catalog.root() / 'tools').resolve(), out / 'config.py'
+    checkpoint = out / 'work_dir' / f'epoch_{epochs}.pth'
+    weights = '--weights', checkpoint
+    words: dict[str, tuple[str | Path, ...]] = {
+        'check the data': ('misc/check_dataset.py', config),
+        'train': ('train.py', config),
+        'test and draw': ('test.py', config, checkpoint, '--show-dir', out / 'vis'),
+        'predict': (
+            'predict.py',
+            'IMAGE',
+            *('--model', config, *weights, '--out-dir', out / 'predictions'),
+        ),
+    }
+    return {what: [str(tools / name), *map(str, rest)] for what, (name, *rest) in words.items()}
+
+
 def readme_text(
     task: str, arch: str, data: Data, schedule: Schedule, notes: Sequence[str], out: Path
 ) -> str:
     """The README of a project: what it is, and its commands."""
-    tools, config = (catalog.root() / 'tools').resolve(), out / 'config.py'
-    checkpoint = out / 'work_dir' / f'epoch_{schedule.epochs}.pth'
-    commands = (
-        ('check the data', 'misc/check_dataset.py', [config]),
-        ('train', 'train.py', [config]),
-        (
-            'test, with predictions drawn',
-            'test.py',
-            [config, checkpoint, '--show-dir', out / 'vis'],
-        ),
-        (
-            'predict',
-            'predict.py',
-            ['IMAGE', '--model', config, '--weights', checkpoint, '--out-dir', out / 'predictions'],
-        ),
-    )
     lines = [
-        f'python {shlex.join(map(str, [tools / name, *words]))}  # {what}'
-        for what, name, words in commands
+        f'python {shlex.join(command)}  # {what}'
+        for what, command in commands(out, schedule.epochs).items()
     ]
+    config = out / 'config.py'
     library = TASKS[task].library
     remarks = ''.join(f'- {note}\n' for note in notes)
     return f"""# {arch}, fine-tuned for {task}

@@ -21,6 +21,7 @@ import contextlib
 import importlib.util
 import io
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -30,12 +31,12 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from .. import check_dataset, test, train
+from .. import check_dataset
 from ..config import LIBRARIES, read_config
 from ..errors import UserError, user_errors
 from ..preflight import check_file, check_model, check_writable
 from .data import Data
-from .project import ARCHS, TASKS, base_config, config_text, plan, readme_text
+from .project import ARCHS, TASKS, base_config, commands, config_text, plan, readme_text
 from .start import starting_weights
 
 SERIAL = 200  # images up to which checking in several processes is not worth their start
@@ -107,8 +108,8 @@ def check_data(cfg: Config, serial: bool) -> None:
         raise UserError(f'data: {total} problems, the first in {split}: {problem}: {places[0]}')
 
 
-def make_project(args: argparse.Namespace, out: Path) -> tuple[Path, int]:
-    """Write a project that has been checked; return its config and the number of epochs.
+def make_project(args: argparse.Namespace, out: Path) -> int:
+    """Write a project that has been checked; return the number of epochs.
 
     Raises:
         UserError: Data or weights do not fit; nothing is written then.
@@ -137,10 +138,10 @@ def make_project(args: argparse.Namespace, out: Path) -> tuple[Path, int]:
     print('\n'.join(notes))
     print(f'{schedule.epochs} epochs, batch {schedule.batch}, learning rate {schedule.lr:g}')
     print(f'{args.out}: {", ".join(sorted(path.name for path in out.iterdir()))}')
-    return out / 'config.py', schedule.epochs
+    return schedule.epochs
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     out = Path(args.out).resolve()
     if out.exists():
@@ -153,9 +154,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{args.task} needs '{library}', which is not installed: "
             f'pip install --no-build-isolation {LIBRARIES[library]}'
         )
-    config, epochs = make_project(args, out)
+    epochs = make_project(args, out)
     if not args.run:
-        return
-    train.main([str(config)])
-    checkpoint = out / 'work_dir' / f'epoch_{epochs}.pth'
-    test.main([str(config), str(checkpoint), '--show-dir', str(out / 'vis')])
+        return 0
+    for what in ('train', 'test and draw'):
+        # In a process each: mmengine keeps the visualizer of the first run for all that follow.
+        code = subprocess.run([sys.executable, *commands(out, epochs)[what]]).returncode
+        if code:
+            return code
+    return 0
