@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 import dat_pp
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {'docs', 'export', 'hub', 'mmlab', 'tests', 'timm'}
+EXTRAS = {'docs', 'explain', 'export', 'hub', 'mmlab', 'tests', 'timm'}
 IN_SOURCE_TREE = {'.mim', 'configs', '__pycache__'}  # written by an editable install, or by Python
 
 

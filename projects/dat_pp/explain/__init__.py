@@ -51,5 +51,5 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(f'.{_MODULES[name]}', __name__), name)
     except ModuleNotFoundError as error:
-        message = f'dat_pp.explain.{name} needs {error.name}: pip install {error.name}'
+        message = f'dat_pp.explain.{name} needs {error.name}: pip install "dat_pp[explain]"'
         raise ImportError(message) from error
