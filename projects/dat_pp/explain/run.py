@@ -81,7 +81,7 @@ def folders_of(paths: Sequence[Path], out_dir: Path) -> list[Path]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    with user_errors('figures', '; pip install matplotlib'):
+    with user_errors('figures', "; pip install 'dat_pp[explain]'"):
         from .explorer import ExplorerPage
         from .figures import deformable_blocks, strongest
         from .output import draw, file_names
