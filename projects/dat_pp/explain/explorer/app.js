@@ -194,7 +194,8 @@ function drawLegend() {
   if (layers.attention) add('ramp', gradient(PLASMA), 'weight, relative to the largest');
   if (block.deformable && layers.offsets) {
     add('ring', '', 'reference point');
-    add('dot', `background:${GROUPS[0]}`, 'sample, colored by group; area: attention received');
+    add('rule', `background:${GROUPS[0]}`, 'offset, colored by group');
+    if (!layers.attention) add('dot', `background:${GROUPS[0]}`, 'sample; area: attention received');
   }
   if (block.deformable && layers.received) {
     add('ramp', gradient(INFERNO), `attention received, 0 to ${(view.received ?? 0).toFixed(1)} x the mean`);

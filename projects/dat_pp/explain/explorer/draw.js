@@ -47,6 +47,7 @@ class View {
   constructor(base, overlay) {
     this.base = base.getContext('2d');
     this.overlay = overlay.getContext('2d');
+    this.discs = new Discs();
   }
 
   /** Fit the canvases to a box of CSS pixels. */
@@ -191,6 +192,13 @@ class View {
     this.received = high / mean;
   }
 
+  /** Radius of the largest circle, so that all together cover a part of the image. */
+  largestRadius(image, circles, largest) {
+    const total = circles.reduce((sum, { weight }) => sum + weight / largest, 0);
+    const area = image.size[0] * image.size[1] * this.scale ** 2;
+    return Math.min(19, Math.max(3, Math.sqrt(0.3 * area / (Math.PI * total))));
+  }
+
   /** The query, and what it attends to. Returns the circles. */
   drawOverlay(image, block, state) {
     const context = this.overlay;
@@ -200,18 +208,17 @@ class View {
     const circles = block.circles(cell, state.head, state.group);
     const largest = circles.length ? circles[circles.length - 1].weight || 1 : 1;
     const [stepY, stepX] = block.step.map((step) => Math.abs(step) * this.scale);
-    if (state.layers.attention) {
-      const most = block.deformable ? Math.min(19, Math.max(5, 0.5 * this.spacing(block))) : 0;
-      for (const { y, x, weight } of circles) {
-        const part = weight / largest;
+    if (state.layers.attention && block.deformable) {
+      const radius = this.largestRadius(image, circles, largest) * this.ratio;
+      this.discs.draw(context, circles.map(({ y, x, weight }) => {
         const [px, py] = this.place(y, x);
-        if (block.deformable) {
-          const color = css(at(WEIGHTS, part), 0.88);
-          circle(context, px, py, 0.9 + most * Math.sqrt(part), color, part > 0.02 ? '#fff' : null, 0.8);
-        } else {
-          context.fillStyle = css(at(WEIGHTS, part), 0.82);
-          context.fillRect(px - stepX / 2, py - stepY / 2, stepX + 0.4, stepY + 0.4);
-        }
+        return [(px + MARGIN) * this.ratio, (py + MARGIN) * this.ratio, weight / largest];
+      }), radius, this.ratio);
+    } else if (state.layers.attention) {
+      for (const { y, x, weight } of circles) {
+        const [px, py] = this.place(y, x);
+        context.fillStyle = css(at(WEIGHTS, weight / largest), 0.82);
+        context.fillRect(px - stepX / 2, py - stepY / 2, stepX + 0.4, stepY + 0.4);
       }
     }
     const local = image.windows[block.stage];

@@ -29,7 +29,7 @@ DESCRIPTION = 1000
 """Bytes for what the page says of a block or prediction."""
 HARDLY_COMPRESSED = 0.85
 """Blocks are not tried where they would not fit even if they were compressed to this part."""
-SCRIPTS = ('data.js', 'draw.js', 'overview.js', 'app.js', 'events.js')
+SCRIPTS = ('data.js', 'draw.js', 'discs.js', 'overview.js', 'app.js', 'events.js')
 
 
 class ExplorerPage:
