@@ -312,6 +312,7 @@ def test_layers_and_themes(browser, traces, tmp_path):
     assert browser.run(theme) == 'light'
     browser.run("document.getElementById('theme').click()")
     assert browser.run(theme) == 'dark'
+    browser.run("document.getElementById('viewer').style.width = 0, layout()")
     browser.theme('dark')
     show(browser, make_page(traces['2022']), tmp_path)
     assert browser.run(theme) == 'dark'

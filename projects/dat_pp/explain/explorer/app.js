@@ -123,7 +123,8 @@ function layout() {
   const holder = byId('view');
   const space = byId('viewer').clientWidth;
   const most = Math.max(280, window.innerHeight * 0.72);
-  const inside = Math.min(space - 2 * MARGIN, most * image.size[1] / image.size[0]);
+  // A window may have no width before its first layout.
+  const inside = Math.max(40, Math.min(space - 2 * MARGIN, most * image.size[1] / image.size[0]));
   const width = Math.floor(inside) + 2 * MARGIN;
   const height = Math.round(inside * image.size[0] / image.size[1]) + 2 * MARGIN;
   holder.style.width = `${width}px`;
