@@ -231,7 +231,7 @@ def _parts(task: str, arch: str, base: str, data: Data) -> tuple[str, str, Seque
         own = dict(type='BaseSegDataset', **own)
         lines = ['log_processor = dict(by_epoch=True)']
         if arch != DIGITS:
-            lines += _pipelines((1, 2), 'reduce_zero_label=False')
+            lines += _pipelines('reduce_zero_label=False')
             pipelines = 'train_pipeline', 'test_pipeline'
     else:
         boxes = task == 'detection'
@@ -250,8 +250,7 @@ def _parts(task: str, arch: str, base: str, data: Data) -> tuple[str, str, Seque
         evaluator = render(dict(ann_file=val['ann_file'], metric=metric))
         lines = [f'val_evaluator = test_evaluator = {evaluator}']
         if boxes and 'mask-rcnn' in base:
-            at = 2 if arch == DIGITS else 1
-            lines += _pipelines((1, at), 'with_mask=False')
+            lines += _pipelines('with_mask=False')
             pipelines = 'train_pipeline', 'test_pipeline'
     lines = [f'model = {render(model)}', *lines]
     train, val = (
@@ -261,14 +260,12 @@ def _parts(task: str, arch: str, base: str, data: Data) -> tuple[str, str, Seque
     return render(train), render(val), lines
 
 
-def _pipelines(places: tuple[int, int], setting: str) -> list[str]:
+def _pipelines(setting: str) -> list[str]:
     """Lines that change the annotations which the pipelines of the base load."""
     return [
         'train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline',
-        *(
-            f'{name}_pipeline[{place}].update({setting})'
-            for name, place in zip(('train', 'test'), places)
-        ),
+        f'train_pipeline[1].update({setting})',
+        f'test_pipeline[2].update({setting})',  # after resizing
     ]
 
 
