@@ -7,6 +7,7 @@ arch = dict(
     mixers=['N', 'D', 'NDND', 'D'],
     num_heads=[1, 2, 4, 8],
     offset_groups=[1, 1, 2, 4],
+    offset_strides=[4, 1, 1, 1],  # dense grids: the maps are small
     native_resolution=64,
 )
 
