@@ -10,7 +10,9 @@ DOCS = Path(__file__).resolve().parents[2] / 'docs'
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('page', 'lines'), [('plain_pytorch.md', 5), ('timm.md', 5)])
+@pytest.mark.parametrize(
+    ('page', 'lines'), [('plain_pytorch.md', 5), ('timm.md', 5), ('explorer.md', 1)]
+)
 def test_page(page: str, lines: int, tmp_path: Path) -> None:
     text = (DOCS / page).read_text(encoding='utf-8')
     blocks = re.findall(r'^```python\n(.*?)^```$', text, re.M | re.S)

@@ -1,4 +1,4 @@
-"""The code and the commands of docs/explain.md."""
+"""The code and the commands of docs/explain.md, and the command of docs/explorer.md."""
 
 import re
 import shlex
@@ -16,7 +16,10 @@ from dat_pp.explain.run import parse_args
 
 PAGE = (Path(__file__).resolve().parents[2] / 'docs' / 'explain.md').read_text(encoding='utf-8')
 CODE = re.findall(r'^```python\n(.*?)^```$', PAGE, re.M | re.S)
-COMMANDS = re.findall(r'^python (tools/.*?[^\\])$', PAGE, re.M | re.S)
+EXPLORER = (Path(__file__).resolve().parents[2] / 'docs' / 'explorer.md').read_text(
+    encoding='utf-8'
+)
+COMMANDS = re.findall(r'^python (tools/.*?[^\\])$', PAGE + EXPLORER, re.M | re.S)
 
 
 def test_commands():
@@ -24,7 +27,7 @@ def test_commands():
         script, *argv = shlex.split(command.replace('\\\n', ' '))
         assert script == 'tools/explain.py'
         assert parse_args(argv).out_dir
-    assert len(COMMANDS) == 2
+    assert len(COMMANDS) == 3
 
 
 def test_config(tmp_path):

@@ -156,6 +156,7 @@ def test_names_cannot_end_the_script(traces):
     """A label of the data with '</script>' in it stays a label."""
     page = make_page(traces['2022'])
     assert read(page)['images'][0]['predictions'][0]['label'] == '</script>seven'
+    assert page.html().count('</script>') == page.html().count('<script')
 
 
 def test_predictions_of_samples():
