@@ -18,6 +18,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tools.tiny_tasks import CLASSES, TASKS, images_of
 
+from dat_pp.apis import predict
 from dat_pp.apis import run as tool
 from dat_pp.engine.config import read_config
 from dat_pp.engine.errors import run_main
@@ -115,23 +116,27 @@ CHECKS = dict(
 
 
 def test_unreadable_files_are_named_and_others_go_on(pictures, call, tmp_path):
-    """A text, an empty file, a truncated JPEG, a damaged video."""
+    """A text, an empty file, a truncated PNG, a damaged video."""
     (good, _) = pictures(tmp_path, 2)
     (tmp_path / 'text.png').write_text('no image')
     (tmp_path / 'empty.jpg').touch()
     content = io.BytesIO()
-    Image.fromarray(images_of(0, 1)[0]).resize((200, 200)).save(content, 'JPEG')
-    (tmp_path / 'half.jpg').write_bytes(content.getvalue()[: len(content.getvalue()) // 2])
+    Image.fromarray(images_of(0, 1)[0]).resize((200, 200)).save(content, 'PNG')
+    (tmp_path / 'half.png').write_bytes(content.getvalue()[: len(content.getvalue()) // 2])
     (tmp_path / 'clip.mp4').write_text('no video')
-    files = 'text.png', 'empty.jpg', 'half.jpg', 'clip.mp4'
+    files = 'text.png', 'empty.jpg', 'half.png', 'clip.mp4'
     code, out, errors = call('classification', *files[:2], good, *files[2:], 'b.png')
     assert code == 1
     assert [line.split(': ')[2] for line in errors.splitlines() if line.startswith('error')] == [
         f'cannot read {name}' for name in files
     ]
+    assert 'error: image: cannot read half.png: image file is truncated' in errors
+    assert 'error: image: cannot read empty.jpg: empty file\n' in errors
+    assert 'imdecode' not in errors
+    assert 'incomplete' not in errors  # logged by OpenCV
     assert out.splitlines()[-2:] == [
         'out: predictions for 2 images',
-        'not read: text.png, empty.jpg, half.jpg, clip.mp4',
+        'not read: text.png, empty.jpg, half.png, clip.mp4',
     ]
     assert written(tmp_path) == ['preds/a.json', 'preds/b.json', 'vis/a.png', 'vis/b.png']
 
@@ -293,6 +298,15 @@ def test_explain(pictures, call, tmp_path):
     with np.load(tmp_path / 'out' / 'explain' / 'b' / 'trace.npz') as arrays:
         center = [min((y0 + y1) / 2, 31), min((x0 + x1) / 2, 31)]
         np.testing.assert_allclose(arrays['queries'][0], center, atol=1e-3)
+
+
+def test_centers_at_the_border_are_explained(pictures, predictors, tmp_path, monkeypatch):
+    """A box may reach to the end of the last pixel, whose center is half a pixel before it."""
+    monkeypatch.setattr(predictors('detection'), 'centers', lambda _: [(32.0, 31.5)])
+    (path,) = pictures(tmp_path, 1)
+    predict(path, predictors('detection'), out_dir=tmp_path / 'out', explain=True)
+    with np.load(tmp_path / 'out' / 'explain' / 'a' / 'trace.npz') as arrays:
+        assert arrays['queries'].tolist() == [[31, 31]]
 
 
 @pytest.mark.slow

@@ -89,8 +89,10 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     try:
         content = path.read_bytes()
+        if not content:
+            raise ValueError('empty file')
         try:
-            # OpenCV fills the missing part of a truncated file with gray.
+            # Of a truncated file, OpenCV logs errors, and some releases fill the rest with gray.
             with Image.open(io.BytesIO(content)) as image:
                 image.load()
         except UnidentifiedImageError:

@@ -118,6 +118,7 @@ def predict(
 
         def failed(source: Input, reason: str) -> None:
             results.failed[str(source.path)] = reason
+            bar.advance(task)
             if progress:
                 line = f'error: image: cannot read {source.path}: {reason}'
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -199,7 +200,7 @@ def _explain(
 
 
 def _check_explainable(predictor: Predictor) -> None:
-    with user_errors('--explain', '; pip install matplotlib'):
+    with user_errors('--explain', "; pip install 'dat_pp[explain]'"):
         from ..explain import draw  # noqa: F401
     with user_errors('--explain'):
         from ..explain import find_backbone
