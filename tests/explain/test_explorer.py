@@ -202,15 +202,18 @@ def show(browser: Browser, page: ExplorerPage, folder: Path, **kwargs: object) -
     browser.run('new Promise((done) => setTimeout(done, 50))')
 
 
-def click(browser: Browser, y: float, x: float) -> None:
-    """Click at a pixel of the image."""
+def window_of(browser: Browser, y: float, x: float) -> list[float]:
+    """Where a pixel of the image is in the window, from the left and the top."""
     browser.run("document.getElementById('view').scrollIntoView()")
-    left, top = browser.run(f"""(() => {{
+    return browser.run(f"""(() => {{
         const box = document.getElementById('overlay').getBoundingClientRect();
         const [left, top] = explorer.view.place({y}, {x});
         return [box.left + left + MARGIN, box.top + top + MARGIN];
     }})()""")
-    browser.click(left, top)
+
+
+def click(browser: Browser, y: float, x: float) -> None:
+    browser.click(*window_of(browser, y, x))
 
 
 def expect_circles(browser: Browser, block: Block, image: int, cell: tuple, head: int | None):
@@ -282,8 +285,13 @@ def test_pointer_and_keys_move_the_query(browser, traces, tmp_path):
     for key in ('ArrowRight', 'ArrowDown', 'ArrowDown'):
         browser.key(key)
     assert browser.run(where).startswith(f'Row {row + 2}, column {column + 1} of ')
-    browser.mouse('mouseMoved', 5, 5)  # outside, and the query is held
+    left, top = window_of(browser, 5, 5)
+    browser.mouse('mouseMoved', left, top)  # the query is held
     assert browser.run(where).startswith(f'Row {row + 2}, column {column + 1} of ')
+    browser.key('Escape')
+    browser.mouse('mouseMoved', left + 1, top)
+    row, column = block.geometry.to_cell((5, 5), 0)
+    assert browser.run(where).startswith(f'Row {row}, column {column} of ')
     browser.key(']')
     assert browser.run('explorer.state.block.name') == '2.0'
     browser.key('.')

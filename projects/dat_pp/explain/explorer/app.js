@@ -11,7 +11,9 @@ const state = {
   layers: { attention: true, offsets: false, received: false, window: false, predictions: false },
 };
 const view = new View(byId('base'), byId('overlay'));
-const overview = new Overview(byId('matrix'), (block, head) => choose({ block, head, group: null }));
+const overview = new Overview(
+  byId('matrix'), (block, head) => choose({ block, head, group: null }),
+);
 let circles = [];
 let pending = 0;
 let speaking = 0;
@@ -104,7 +106,8 @@ function drawControls() {
   const groups = Array.from({ length: block.groups }, (_, i) => [
     i, String(i + 1), GROUPS[i % GROUPS.length],
   ]);
-  chips('groups', [[null, 'all'], ...groups], state.group, (group) => choose({ group, head: null }));
+  const options = [[null, 'all'], ...groups];
+  chips('groups', options, state.group, (group) => choose({ group, head: null }));
   const layers = Object.entries(LAYERS).filter(([name]) => ({
     offsets: block.deformable,
     received: block.deformable,
@@ -181,25 +184,29 @@ function drawReadout() {
   speaking = setTimeout(() => {
     const [first] = best;
     if (!first) return;
-    byId('spoken').textContent =
-      `Block ${block.name}. ${where}. Strongest: ${percent(first.weight)} at ${place([first.y, first.x])}`;
+    const strongest = `${percent(first.weight)} at ${place([first.y, first.x])}`;
+    byId('spoken').textContent = `Block ${block.name}. ${where}. Strongest: ${strongest}`;
   }, 600);
 }
 
 function drawLegend() {
   const { block, layers, image } = state;
   const gradient = (stops) => `background:linear-gradient(90deg,${stops.join(',')})`;
-  const entries = [make('span', {}, make('i', { class: 'star', 'aria-hidden': 'true' }, '★'), 'query')];
+  const mark = make('i', { class: 'star', 'aria-hidden': 'true' }, '★');
+  const entries = [make('span', {}, mark, 'query')];
   const add = (kind, style, text) =>
     entries.push(make('span', {}, make('i', { class: kind, style }), text));
   if (layers.attention) add('ramp', gradient(PLASMA), 'weight, relative to the largest');
   if (block.deformable && layers.offsets) {
     add('ring', '', 'reference point');
     add('rule', `background:${GROUPS[0]}`, 'offset, colored by group');
-    if (!layers.attention) add('dot', `background:${GROUPS[0]}`, 'sample; area: attention received');
+    if (!layers.attention) {
+      add('dot', `background:${GROUPS[0]}`, 'sample; area: attention received');
+    }
   }
   if (block.deformable && layers.received) {
-    add('ramp', gradient(INFERNO), `attention received, 0 to ${(view.received ?? 0).toFixed(1)} x the mean`);
+    const high = (view.received ?? 0).toFixed(1);
+    add('ramp', gradient(INFERNO), `attention received, 0 to ${high} x the mean`);
   }
   if (layers.window && image.windows[block.stage]) {
     const kernel = image.windows[block.stage][0];
