@@ -21,5 +21,5 @@ if [ $# != 0 ]; then
 fi
 # Tracing lines takes as long again as half of the tests, so it leaves out the slow ones, which mostly
 # run scripts in processes of their own.
-run_pytest -m 'not slow' --cov --cov-report=term:skip-covered --cov-fail-under=90
+run_pytest -m 'not slow' --cov --cov-report=term:skip-covered --cov-fail-under=96
 run_pytest -m slow
