@@ -59,8 +59,8 @@ model = dict(
     ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
-        rpn_proposal=dict(nms_pre=200, max_per_img=60),
-        rcnn=dict(sampler=dict(num=32, pos_fraction=0.4)),
+        rpn_proposal=dict(nms_pre=200, max_per_img=48),
+        rcnn=dict(sampler=dict(num=20, pos_fraction=0.5)),
     ),
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=60), rcnn=dict(max_per_img=20)),
 )
