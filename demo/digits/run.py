@@ -42,7 +42,7 @@ NEXT = """Figures               work_dirs/digits/*.png
 What it looks at      docs/explain.md
 Test a model          python tools/test.py configs/digits/upernet.py work_dirs/digits/upernet.pth
 Train longer          bash demo/digits/run.sh --longer 3
-Train on your data    copy a config of configs/digits; read docs/train_test.md"""
+Train on your data    docs/fine_tune.md"""
 
 
 @dataclass(frozen=True)
