@@ -26,7 +26,7 @@ from ..engine.errors import UserError, message_of, user_errors
 from ..engine.noise import silence
 from ..engine.preflight import check_model
 from ..factory import find
-from ..weights import compare, convert_published, is_published, read_checkpoint, split_weights
+from ..weights import compare, read_checkpoint, split_weights, with_our_names
 
 SCORE_THR = 0.3
 """Detections with lower scores are left out unless asked for."""
@@ -384,10 +384,8 @@ def _load_weights(model: nn.Module, path: str, config: str) -> Mapping[str, Any]
         ValueError: It does not fit the model.
     """
     checkpoint = read_checkpoint(path)
-    weights: dict[str, Tensor] = checkpoint.weights
-    if is_published(weights):
-        weights = convert_published(weights)
-    elif 'backbone.stem.conv1.weight' not in weights and 'stem.conv1.weight' in weights:
+    weights = with_our_names(checkpoint.weights)
+    if 'backbone.stem.conv1.weight' not in weights and 'stem.conv1.weight' in weights:
         backbone, head, _ = split_weights(weights)  # a classifier of plain PyTorch
         weights = {f'backbone.{name}': value for name, value in backbone.items()} | head
     if mismatch := compare(model, weights):

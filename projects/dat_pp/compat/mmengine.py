@@ -136,11 +136,10 @@ def load_from_share_page(filename: str, map_location: object = None) -> dict[str
             f'{filename} is a share page, which only a browser can open: save its file '
             + ('and give the path' if path is None else f'as {path}, or give the path of another')
         )
-    from ..weights import convert_published, is_published, read_checkpoint
+    from ..weights import read_checkpoint, with_our_names
 
     checkpoint = read_checkpoint(path)
-    weights = checkpoint.weights
-    weights = convert_published(weights) if is_published(weights) else weights
+    weights = with_our_names(checkpoint.weights)
     return {'state_dict': weights, 'meta': checkpoint.content.get('meta', {})}
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from ..catalog import config as config_path
 from ..engine.errors import UserError, message_of, user_errors
 from ..factory import PUBLISHED, create_model, find
-from ..weights import compare, convert_published, is_published, load_pretrained, read_checkpoint
+from ..weights import compare, load_pretrained, read_checkpoint, with_our_names
 from .explorer.predictions import Predictions
 from .geometry import ImageGeometry
 from .tracer import Trace, find_backbone, trace
@@ -202,9 +202,7 @@ def _load_weights(model: nn.Module, path: str) -> tuple[bool, Sequence[str] | No
         Whether it is whole, and the names of the classes if the file has them.
     """
     checkpoint = read_checkpoint(path)
-    weights = checkpoint.weights
-    if is_published(weights):
-        weights = convert_published(weights)
+    weights = with_our_names(checkpoint.weights)
     if compare(model, weights):
         load_pretrained(find_backbone(model), path)
         return False, None

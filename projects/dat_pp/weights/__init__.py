@@ -7,7 +7,7 @@ report of what does not fit is a :class:`Mismatch`.
 from .files import ENTRIES, Checkpoint, read_checkpoint
 from .loading import fit, load_pretrained, split_weights
 from .mismatch import Mismatch, compare, some
-from .published import convert_published, is_published
+from .published import convert_published, is_published, with_our_names
 
 __all__ = [
     'ENTRIES',
@@ -21,4 +21,5 @@ __all__ = [
     'read_checkpoint',
     'some',
     'split_weights',
+    'with_our_names',
 ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .files import read_checkpoint
 from .mismatch import Mismatch, compare, some
-from .published import convert_published, is_published
+from .published import with_our_names
 
 HEAD = 'head.fc.'
 
@@ -38,9 +38,7 @@ def load_pretrained(model: nn.Module, checkpoint: str, prefix: str | None = None
         ValueError: The file holds no weights, those of another variant or of another head; the
             message names the variant or the number of classes, and the first differences.
     """
-    weights = read_checkpoint(checkpoint).weights
-    if is_published(weights):
-        weights = convert_published(weights)
+    weights = with_our_names(read_checkpoint(checkpoint).weights)
     backbone, head, prefix = split_weights(weights, prefix)
     own = model.state_dict()
     classifier = f'{HEAD}weight' in own

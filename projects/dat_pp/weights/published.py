@@ -89,6 +89,11 @@ def is_published(weights: Iterable[str]) -> bool:
     return any('patch_proj.' in name for name in weights)
 
 
+def with_our_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert weights if their names are the published ones, else return them as they are."""
+    return convert_published(weights) if is_published(weights) else dict(weights)
+
+
 def convert_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename published DAT or DAT++ weights to the names of our models in MMLab's frameworks.
 

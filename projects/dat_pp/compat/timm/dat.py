@@ -22,7 +22,7 @@ from ...factory import CODE, PUBLISHED, Published
 from ...models import DATClassifier
 from ...models.layers import PatchConv
 from ...models.mixers import MIXERS
-from ...weights import convert_published, fit, is_published, read_checkpoint, split_weights
+from ...weights import fit, read_checkpoint, split_weights, with_our_names
 
 NAMES = {
     'dat_t.in1k': 'dat-t',
@@ -82,16 +82,12 @@ def checkpoint_filter_fn(
     Raises:
         ValueError: They are weights of another variant.
     """
-    backbone, head, _ = split_weights(_rename(state_dict))
+    backbone, head, _ = split_weights(with_our_names(state_dict))
     name = f'{model.default_cfg["first_conv"]}.weight'
     conv, own = backbone.get(name), model.get_parameter(name)
     adapted = conv is not None and conv.shape[:1] + conv.shape[2:] == own.shape[:1] + own.shape[2:]
     fitted, _ = fit(model, backbone | {name: own} if adapted else backbone, source)
     return {key: backbone[key] if key == name else value for key, value in fitted.items()} | head
-
-
-def _rename(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    return convert_published(weights) if is_published(weights) else weights
 
 
 def _build(
@@ -160,7 +156,7 @@ def _read(path: str) -> dict[str, Any]:
     timm's own reader refuses published files, which hold more than tensors, and a file that is
     used with the number of classes of another loses its head without a word.
     """
-    weights = _rename(read_checkpoint(path).weights)
+    weights = with_our_names(read_checkpoint(path).weights)
     _, head, _ = split_weights(weights)
     return dict(state_dict=weights, num_classes=len(next(iter(head.values()), ())))
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ...weights import convert_published, fit, is_published, read_checkpoint, some, split_weights
+from ...weights import fit, read_checkpoint, some, split_weights, with_our_names
 from ..errors import user_errors
 
 
@@ -20,9 +20,7 @@ def starting_weights(model: nn.Module, path: str) -> tuple[dict[str, Tensor], li
         UserError: The file cannot be read, or its backbone does not fit.
     """
     with user_errors('--weights'):
-        weights = read_checkpoint(path).weights
-        if is_published(weights):
-            weights = convert_published(weights)
+        weights = with_our_names(read_checkpoint(path).weights)
         backbone, _, prefix = split_weights(weights)
         fitted, _ = fit(model.backbone, backbone, path)  # type: ignore[arg-type]
     own = model.state_dict()
