@@ -19,7 +19,7 @@ if [ $# != 0 ]; then
     run_pytest "$@"
     exit
 fi
-# Tracing lines takes as long again as half of the tests, so it leaves out the slow ones, which mostly
-# run scripts in processes of their own.
+# Coverage adds about half to the time of the tests. The slow ones mostly run scripts in processes of
+# their own, which it does not see, so they run without.
 run_pytest -m 'not slow' --cov --cov-report=term:skip-covered --cov-fail-under=96
 run_pytest -m slow

@@ -110,7 +110,7 @@ class Run:
 
     @classmethod
     def load(cls, folder: Path, key: str, epochs: int, force: bool) -> 'Run':
-        """Read what a folder holds; it is emptied if that is of another key, or if forced."""
+        """Read the run in a folder; empty the folder if its key differs, or if forced."""
         with contextlib.suppress(OSError, ValueError, TypeError):
             run = cls(folder, **json.loads((folder / 'run.json').read_text()))
             if run.key == key and not force:
